@@ -1,0 +1,191 @@
+"""The one tree of errors, with what a client of any transport is told.
+
+    CoordinatorError
+    ├── Malformed             malformed             400  the bytes are not a request
+    ├── NotFound              not_found             404  no such resource of the API
+    │   ├── UnknownCommand    unknown_command       404
+    │   ├── UnknownType       unknown_type          404
+    │   ├── UnknownDefinition unknown_definition    404
+    │   ├── UnknownService    unknown_service       404
+    │   └── UnknownStep       unknown_step          404
+    ├── Conflict              conflict              409
+    │   ├── IdConflict        id_conflict           409  same id, other payload
+    │   ├── IllegalState      illegal_state         409  with the states it is legal in
+    │   └── DefinitionConflict definition_conflict  409  a registered version is immutable
+    ├── TooLarge              too_large             413
+    ├── InvalidPayload        invalid_payload       422  with the path of each fault
+    ├── LimitReached          limit_reached         429  retry after
+    ├── Unavailable           unavailable           503  retry after
+    │   ├── Suspended         suspended             503  with the services that are down
+    │   ├── Starting          starting              503
+    │   ├── Stopping          stopping              503  this instance drains: go elsewhere
+    │   ├── NoOwner           no_owner              503  another instance owns the partition
+    │   └── LogUnavailable    log_unavailable       503
+    ├── WaitTimeout           deadline_exceeded     504  the caller's own deadline passed
+    └── Internal              internal              500  our mistake, logged
+
+Each class has a stable ``code``, an HTTP and a gRPC status and whether the same request may be sent again.  The three
+transports and the clients read this table; nothing else maps errors.  Errors of aiokafka, grpc, sqlite3 and the HTTP
+clients never leave the module that talks to them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CoordinatorError(Exception):
+    """An error that a client may be told.
+
+    ``detail`` is a sentence for a person: what was wrong, where, what is allowed.  ``retry_after_ms`` is the delay that
+    the client should keep before it sends the same request again (only where ``retryable``).  ``extra`` has further
+    JSON members of the answer (``legal_states``, ``services``, ``faults``).
+    """
+
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    http: ClassVar[int] = 500
+    grpc: ClassVar[str] = "INTERNAL"  # a name of grpc.StatusCode
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", *, retry_after_ms: int | None = None, **extra: Any) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.retry_after_ms = retry_after_ms
+        self.extra = extra
+
+
+class Malformed(CoordinatorError):
+    """The bytes are no request: bad JSON, a bad frame, a wrong type at the top."""
+
+    code, title, http, grpc = "malformed", "Malformed request", 400, "INVALID_ARGUMENT"
+
+
+class NotFound(CoordinatorError):
+    """There is no such resource."""
+
+    code, title, http, grpc = "not_found", "Not found", 404, "NOT_FOUND"
+
+
+class UnknownCommand(NotFound):
+    code, title = "unknown_command", "Unknown command"
+
+
+class UnknownType(NotFound):
+    code, title = "unknown_type", "Unknown command type"
+
+
+class UnknownDefinition(NotFound):
+    code, title = "unknown_definition", "Unknown definition"
+
+
+class UnknownService(NotFound):
+    code, title = "unknown_service", "Unknown service"
+
+
+class UnknownStep(NotFound):
+    code, title = "unknown_step", "Unknown step"
+
+
+class Conflict(CoordinatorError):
+    code, title, http, grpc = "conflict", "Conflict", 409, "FAILED_PRECONDITION"
+
+
+class IdConflict(Conflict):
+    """The id is taken by a command with another type or payload."""
+
+    code, title, grpc = "id_conflict", "Id conflict", "ALREADY_EXISTS"
+
+
+class IllegalState(Conflict):
+    """The operation is not legal now; ``extra["legal_states"]`` lists the states that it is legal in."""
+
+    code, title = "illegal_state", "Illegal state"
+
+
+class DefinitionConflict(Conflict):
+    code, title, grpc = "definition_conflict", "Definition conflict", "ALREADY_EXISTS"
+
+
+class TooLarge(CoordinatorError):
+    code, title, http, grpc = "too_large", "Too large", 413, "RESOURCE_EXHAUSTED"
+
+
+class InvalidPayload(CoordinatorError):
+    """Readable, but not allowed; ``extra["faults"]`` is a list of ``{"path": …, "fault": …}``."""
+
+    code, title, http, grpc = "invalid_payload", "Invalid payload", 422, "INVALID_ARGUMENT"
+
+    @classmethod
+    def at(cls, path: str, fault: str) -> InvalidPayload:
+        return cls(f"{path}: {fault}", faults=[{"path": path, "fault": fault}])
+
+    @classmethod
+    def all(cls, faults: list[tuple[str, str]]) -> InvalidPayload:
+        return cls(
+            "; ".join(f"{path}: {fault}" for path, fault in faults),
+            faults=[{"path": path, "fault": fault} for path, fault in faults],
+        )
+
+
+class LimitReached(CoordinatorError):
+    code, title, http, grpc, retryable = "limit_reached", "Limit reached", 429, "RESOURCE_EXHAUSTED", True
+
+
+class Unavailable(CoordinatorError):
+    code, title, http, grpc, retryable = "unavailable", "Unavailable", 503, "UNAVAILABLE", True
+
+
+class Suspended(Unavailable):
+    """Intake is suspended; ``extra["services"]`` names the services whose breaker is open or whose backlog drains."""
+
+    code, title = "suspended", "Intake suspended"
+
+
+class Starting(Unavailable):
+    code, title = "starting", "Starting"
+
+
+class Stopping(Unavailable):
+    code, title = "stopping", "Stopping"
+
+
+class NoOwner(Unavailable):
+    code, title = "no_owner", "No owner"
+
+
+class LogUnavailable(Unavailable):
+    """The log did not confirm; what was asked may or may not have landed, so retry with the same id."""
+
+    code, title = "log_unavailable", "Log unavailable"
+
+
+class WaitTimeout(CoordinatorError):
+    code, title, http, grpc, retryable = "deadline_exceeded", "Deadline exceeded", 504, "DEADLINE_EXCEEDED", True
+
+
+class Internal(CoordinatorError):
+    code, title = "internal", "Internal error"
+
+
+# ---------------------------------------------------------------- errors that stop the daemon, told to its operator
+
+
+class StartupError(Exception):
+    """The daemon refuses to start; the text is all that the operator needs (no traceback is printed)."""
+
+
+class ConfigError(StartupError):
+    """A wrong key or value; the text names the source (file, environment, flag), the key and what is allowed."""
+
+
+class CorruptLog(StartupError):
+    """A record that cannot be read, of an unknown kind or of a newer schema; the text names partition, offset, kind."""
+
+
+def tree(root: type[CoordinatorError] = CoordinatorError) -> dict[str, type[CoordinatorError]]:
+    """All classes by code: what transports and their tests iterate over."""
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(tree(child))
+    return found

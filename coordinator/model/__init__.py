@@ -1,0 +1,1 @@
+"""The nouns: commands, steps, records, definitions, settings.  Data only; imports nothing of the package but errors."""

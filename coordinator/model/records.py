@@ -1,0 +1,196 @@
+"""What the log holds.
+
+A record is a msgpack array ``[kind, schema, token, at, …]``: the kind's number, the version of its layout, the token of the
+ownership that wrote it (DESIGN section 4: a record is valid iff the last Epoch before it carries its token), and the
+writer's time in milliseconds since 1970.  Further fields are positional; a new schema version may only append fields,
+with defaults, so that old records stay readable for ever.  ``tests/golden`` holds the bytes.
+
+Values that clients and services chose (payloads, outcomes, results) stay raw msgpack: they are decoded only by whoever
+needs them, and leave as they came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from coordinator.model.ids import CommandId
+
+SCHEMA: Final = 1
+NIL: Final = Raw(b"\xc0")  # msgpack null
+
+
+class Failure(Struct, frozen=True, array_like=True, omit_defaults=True):
+    """Why a step or a command failed.
+
+    ``code`` is a word a program can test (``declined``, ``http_409``, ``deadline_exceeded``, ``poison`` …), ``message`` a
+    sentence, ``status`` the HTTP status where there was one, ``body`` the service's answer as raw msgpack,
+    ``traceback`` text for a poison command.
+    """
+
+    code: str
+    message: str = ""
+    status: int | None = None
+    body: Raw = NIL
+    traceback: str | None = None
+    step: str | None = None
+
+
+class Epoch(Struct, frozen=True, array_like=True, tag_field="kind", tag=0):
+    """One ownership of the partition begins; its own offset is the epoch number."""
+
+    schema: int
+    token: bytes
+    at: int
+    instance: str
+    address: str
+
+
+class Submitted(Struct, frozen=True, array_like=True, tag_field="kind", tag=1):
+    """A command was accepted."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    type: str
+    version: int
+    payload: Raw
+    fingerprint: bytes  # of type, requested version, payload and definition: what "the same request" means
+    definition: Raw = NIL  # an inline definition as sent, else null
+    timeout: int | None = None  # milliseconds from `at` to the command's deadline
+    attributes: dict[str, Any] = {}
+    priority: int = 0
+    meta: dict[str, Any] = {}  # room for trace context, actor, key id
+
+
+class Outcome(Struct, frozen=True, array_like=True, tag_field="kind", tag=2):
+    """A step succeeded; `outcome` is what the service answered."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    step: str
+    service: str
+    attempt: int  # calls answered so far, this one included
+    outcome: Raw
+
+
+class StepFailed(Struct, frozen=True, array_like=True, tag_field="kind", tag=3):
+    """A step was answered in the negative, or given up.
+
+    ``undo`` tells that the step's undo was called.  ``verdict`` is what follows: ``retry`` (attempts are left, the next is due
+    ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator).  An empty step
+    means the command's own code (poison).
+    """
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    step: str
+    service: str
+    attempt: int
+    failure: Failure
+    verdict: str
+    undo: bool = False
+    retry_at: int = 0
+
+
+class Undone(Struct, frozen=True, array_like=True, tag_field="kind", tag=4):
+    """A step's undo succeeded (``by`` names an operator where one did it by hand)."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    step: str
+    service: str
+    attempt: int
+    outcome: Raw = NIL
+    by: str = ""
+
+
+class Signal(Struct, frozen=True, array_like=True, tag_field="kind", tag=5):
+    """Data, a decision or a callback from outside, for the step ``name``; ``signal_id`` makes it once-only."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    name: str
+    value: Raw
+    signal_id: str = ""
+    by: str = ""
+
+
+class Control(Struct, frozen=True, array_like=True, tag_field="kind", tag=6):
+    """An operator's request that was legal when it was made: pause, resume, cancel, abort, retry, requeue."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    operation: str
+    reason: str = ""
+    by: str = ""
+    step: str = ""  # requeue
+    input: Raw | None = None  # requeue: replaces the request's body
+
+
+class Timer(Struct, frozen=True, array_like=True, tag_field="kind", tag=7):
+    """A durable time has come: ``name`` is ``deadline`` (of the command)."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    name: str
+
+
+class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
+    """The command's end; nothing after it counts."""
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    state: str
+    result: Raw = NIL
+    failure: Failure | None = None
+
+
+class Registered(Struct, frozen=True, array_like=True, tag_field="kind", tag=10):
+    """A definition was registered under a name and a version; the first content wins for ever."""
+
+    schema: int
+    token: bytes
+    at: int
+    name: str
+    version: int
+    content: Raw  # the definition as msgpack
+    fingerprint: bytes
+    by: str = ""
+
+
+Record = Epoch | Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished | Registered
+CommandRecord = Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished
+
+KINDS: Final[dict[int, type[Struct]]] = {
+    kind.__struct_config__.tag: kind  # type: ignore[misc]
+    for kind in (Epoch, Submitted, Outcome, StepFailed, Undone, Signal, Control, Timer, Finished, Registered)
+}
+"""Numbers of the kinds.  8 is kept for Snapshot (DESIGN section 3)."""
+
+
+def raw(value: Any) -> Raw:
+    """``value`` as raw msgpack."""
+    return Raw(msgspec.msgpack.encode(value))
+
+
+def unraw(value: Raw) -> Any:
+    """The Python value of raw msgpack."""
+    return msgspec.msgpack.decode(value)

@@ -1,0 +1,1 @@
+"""I/O in: TCP, HTTP, gRPC.  Each only parses, authenticates and formats; all three call one `Front`."""

@@ -1,0 +1,122 @@
+"""The port that the three transports call, and the events that come back.
+
+`pipeline.Pipeline` implements Front.  Everything here runs on one event loop; a watcher is called from it, never from inside the
+call that registered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from coordinator.errors import CoordinatorError
+from coordinator.model.command import CommandView, Operation, Submission
+
+
+class Event(Struct, frozen=True):
+    """Something durable happened to a command.
+
+    ``kind``: ``accepted`` (its Submitted is durable), ``step`` (an Outcome, StepFailed or Undone: see ``record``), ``state``
+    (the shown state changed: delayed, blocked, paused, …), ``final`` (``view`` is the end) and ``error`` (``error`` says why
+    no more will come here; retryable: ask again with the same id).  ``position`` is the record's place in the log,
+    ``record`` a history entry as `Front.history` gives.  ``view`` comes with ``accepted`` and ``final``.
+    """
+
+    kind: Literal["accepted", "step", "state", "final", "error"]
+    id: str
+    position: str = ""
+    state: str = ""
+    record: dict[str, Any] | None = None
+    view: CommandView | None = None
+    error: CoordinatorError | None = None
+    attached: bool = False  # accepted: the command was already known (same id, same payload)
+
+
+Watcher = Callable[[Event], None]
+Unwatch = Callable[[], None]
+
+
+class OutcomeItem(Struct, frozen=True, kw_only=True):
+    """One line of /v1/outcomes."""
+
+    position: str
+    service: str
+    command_id: str
+    type: str
+    step: str
+    outcome: Any
+    at: str
+
+
+class CommandPage(Struct, frozen=True):
+    """A page of a list, newest first."""
+
+    commands: list[CommandView]
+    next_cursor: str | None
+
+
+class Front(Protocol):
+    """All that a client can ask; every method raises CoordinatorError and nothing else.
+
+    ``wait_ms``: how long to wait for the command's end before answering with the present view.
+    """
+
+    def submit(self, submission: Submission, watcher: Watcher | None) -> tuple[str, Unwatch]:
+        """Admits a command or raises at once; returns its id.
+
+        The watcher then gets ``accepted`` when it is durable (or ``error`` when that could not be confirmed), ``step`` and
+        ``state`` events, and ``final``.  Never blocks and makes no task: TCP calls it once a frame.
+        """
+        ...
+
+    async def submit_and_wait(self, submission: Submission, wait_ms: int) -> tuple[CommandView, bool]:
+        """Submits; returns once durable, or final if that comes within ``wait_ms``; the flag tells `attached`."""
+        ...
+
+    async def get(self, id: str, wait_ms: int = 0) -> CommandView: ...
+
+    def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
+        """Events of a known command: first what is recorded after position ``after`` (all if None), then as they happen."""
+        ...
+
+    async def list_commands(self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None) -> CommandPage: ...  # fmt: skip
+
+    async def history(self, id: str) -> list[dict[str, Any]]:
+        """Every record: ``{"kind", "position", "at", "step"?, "by"?, …}`` in log order."""
+        ...
+
+    async def explain(self, id: str) -> dict[str, Any]: ...
+
+    async def diagram(self, id: str) -> str: ...
+
+    async def control(self, id: str, operation: Operation, *, reason: str, by: str, step: str = "", input: Any = None, replace_input: bool = False) -> CommandView:  # fmt: skip
+        """pause, resume, cancel, abort, retry, requeue; returns the view once the Control record is durable."""
+        ...
+
+    def outcomes(self, service: str, start: str | None, follow: bool) -> AsyncIterator[list[OutcomeItem]]:
+        """Outcomes of a service in log order; ``start`` is an inclusive position, or an RFC 3339 time."""
+        ...
+
+    async def dead_letters(self) -> list[dict[str, Any]]: ...
+
+    async def services(self) -> list[dict[str, Any]]: ...
+
+    async def set_breaker(self, service: str, state: Literal["open", "closed", "auto"]) -> dict[str, Any]: ...
+
+    async def cluster(self) -> dict[str, Any]: ...
+
+    async def register(self, name: str, version: int, content: dict[str, Any], by: str) -> bool:
+        """Registers a definition durably; False if the same content was there; raises DefinitionConflict, InvalidPayload."""
+        ...
+
+    async def definition(self, name: str, version: int | None) -> dict[str, Any]: ...
+
+    async def definitions(self) -> list[dict[str, Any]]: ...
+
+    async def definition_diagram(self, name: str, version: int) -> str: ...
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every owned partition is replayed and appends succeed, and why not."""
+        ...
