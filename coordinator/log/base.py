@@ -1,8 +1,9 @@
-"""The port of the log: three implementations (memory, SQLite, Kafka), one contract suite (tests/contract/test_log.py)."""
+"""The port of the log: three implementations (memory, SQLite, Kafka), one contract suite
+(tests/contract/test_log.py)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 
@@ -15,7 +16,8 @@ class Rejected(LogError):
 
 
 class Unknown(LogError):
-    """Neither confirmed nor refused (timeout, lost ack, an offset below 0): the batch may be in the log, or still land."""
+    """Neither confirmed nor refused (timeout, lost ack, an offset below 0): the batch may be in the log, or still
+    land."""
 
 
 class Writer(Protocol):
@@ -42,7 +44,7 @@ class Log(Protocol):
         """A new session (for Kafka: a new producer id and epoch, which also locks out older sessions at the broker)."""
         ...
 
-    def read(self, partition: int, start: int) -> AsyncIterator[list[tuple[int, bytes]]]:
+    def read(self, partition: int, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
         """Batches of (offset, record) from ``start`` up to the end as of the call, in order, without gaps of meaning.
 
         Raises LogError; a ``start`` below the log's first offset is an error, never a silent jump.

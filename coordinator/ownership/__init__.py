@@ -1,0 +1,1 @@
+"""Who may act: pure rules of epochs, validity and settlement (DESIGN section 4)."""
