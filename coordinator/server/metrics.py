@@ -2,7 +2,7 @@
 
 A call of prometheus-client's own counters costs about a microsecond (a lock, a labels look-up); a saga makes a dozen of
 them.  Here counting is an int in a dict (0.1 µs), and `Metrics` is itself the Collector that `/metrics` asks.  What can
-be read off at any time (commands under way, breakers, log ends) is not counted at all: the pipeline gives a `Status`
+be read off at any time (commands under way, slots, breakers) is not counted at all: the pipeline gives a `Status`
 when asked.
 
 Everything runs on the event loop's thread, so nothing is locked.  Labels are bounded: services and transports are named
@@ -36,9 +36,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """How things stand now; whoever knows gives it at each scrape (`Metrics.status`).
 
     ``commands`` counts the uncompleted by shown state (``running``, ``delayed`` …).  ``oldest_age_ms`` is the age of
-    the oldest uncompleted one, 0 without any.  ``log_end`` and ``epochs`` are by partition, ``breakers`` is
-    ``closed``, ``open`` or ``half_open`` by service, ``calls`` the calls under way by service, ``refusing`` tells that
-    new commands are refused now, for whatever reason.
+    the oldest uncompleted one, 0 without any.  ``breakers`` is ``closed``, ``open`` or ``half_open`` by service, ``calls``
+    the calls under way by service, ``refusing`` tells that new commands are refused now, for whatever reason.
     """
 
     commands: Mapping[str, int] = {}
@@ -50,8 +49,6 @@ class Status(Struct, frozen=True, kw_only=True):
     suspended: Sequence[str] = ()
     refusing: bool = False
     ready: bool = False
-    log_end: Mapping[int, int] = {}
-    epochs: Mapping[int, int] = {}
 
 
 STATES = ("running", "delayed", "blocked", "waiting", "paused", "dead_letter", "compensating")
@@ -101,8 +98,9 @@ class Metrics(Collector):
         self._append_seconds = Histogram(APPEND_SECONDS)
         self._append_records = Histogram(BATCH_RECORDS)
         self._append_failures = 0
-        self._fenced = 0
-        self._replayed_records = 0
+        self._step_downs = 0
+        self._log_end: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
         self._replay_seconds = 0.0
         self._connections: dict[str, int] = defaultdict(int)
         self._connections_opened: dict[str, int] = defaultdict(int)
@@ -119,39 +117,44 @@ class Metrics(Collector):
         """A command's Submitted is durable."""
         self._submitted[self._bounded(type)] += 1
 
-    def finished(self, type: str, state: str, age_ms: int) -> None:
-        """A command's Finished is durable, ``age_ms`` after it was submitted."""
+    def finished(self, type: str, state: str, seconds: float) -> None:
+        """A command's Finished is durable, ``seconds`` after it was submitted."""
         self._finished[self._bounded(type), state] += 1
-        self._command_seconds.observe(age_ms / 1000)
+        self._command_seconds.observe(seconds)
 
     def refused(self, code: str) -> None:
         """A submission was refused; ``code`` is the error's."""
         self._refused[code] += 1
 
-    def answered(self, service: str, verdict: str, seconds: float) -> None:
+    def answered(self, service: str, verdict: str, seconds: float | None = None) -> None:
         """A call to a service came back, or was given up, ``seconds`` after it was sent."""
         self._answers[service, verdict] += 1
+        if seconds is None:
+            return
         histogram = self._call_seconds.get(service)
         if histogram is None:
             histogram = self._call_seconds[service] = Histogram(CALL_SECONDS)
         histogram.observe(seconds)
 
-    def appended(self, records: int, seconds: float) -> None:
-        """A batch was confirmed."""
+    def appended(self, partition: int, records: int, seconds: float, end: int) -> None:
+        """A batch was confirmed; ``end`` is the next offset of the partition."""
         self._append_seconds.observe(seconds)
         self._append_records.observe(records)
+        self._log_end[partition] = end
 
     def append_failed(self) -> None:
         """A batch was refused, or nobody knows."""
         self._append_failures += 1
 
-    def stepped_down(self) -> None:
+    def stepped_down(self, partition: int) -> None:
         """A partition was lost to another owner, or given up in doubt."""
-        self._fenced += 1
+        self._step_downs += 1
+        self._epochs.pop(partition, None)
 
-    def replayed(self, records: int, seconds: float) -> None:
-        """A partition was read at start or take-over."""
-        self._replayed_records += records
+    def acquired(self, partition: int, epoch: int, seconds: float) -> None:
+        """A partition was replayed and is ours; its epoch's number is its Epoch record's offset."""
+        self._epochs[partition] = epoch
+        self._log_end[partition] = epoch + 1
         self._replay_seconds += seconds
 
     def connected(self, transport: str) -> None:
@@ -196,11 +199,14 @@ class Metrics(Collector):
         yield _counter("commands_refused", "Submissions refused, by error code.", ("code",), self._refused)
         yield _counter("calls", "Calls to services, by what the answer meant.", ("service", "verdict"), self._answers)
         yield _counter("append_failures", "Appends refused or in doubt.", (), {(): self._append_failures})
-        yield _counter("step_downs", "Partitions lost to another owner or in doubt.", (), {(): self._fenced})
-        yield _counter("replayed_records", "Records read at start or take-over.", (), {(): self._replayed_records})
-        yield _counter("replay_seconds", "Time spent reading them.", (), {(): self._replay_seconds})
+        yield _counter("step_downs", "Partitions lost to another owner or in doubt.", (), {(): self._step_downs})
+        yield _counter(
+            "replay_seconds", "Time spent reading the log at start or take-over.", (), {(): self._replay_seconds}
+        )
         yield _counter("connections_opened", "Connections of clients.", ("transport",), self._connections_opened)
         yield _counter("requests", "Requests of clients.", ("transport",), self._requests)
+        yield _gauge("log_end_offset", "The next offset of the log.", ("partition",), self._log_end)
+        yield _gauge("epoch", "The number of the present ownership.", ("partition",), self._epochs)
         yield _gauge("connections", "Connections of clients now.", ("transport",), self._connections)
 
     def _histograms(self) -> Iterator[Metric]:
@@ -235,12 +241,10 @@ def _gauges(status: Status) -> Iterator[Metric]:
     yield _gauge("suspended_services", "Services whose commands are refused now.", (), {(): len(status.suspended)})
     yield _gauge("intake_refusing", "1 while new commands are refused.", (), {(): int(status.refusing)})
     yield _gauge("ready", "1 while every owned partition is served.", (), {(): int(status.ready)})
-    yield _gauge("log_end_offset", "The next offset of the log.", ("partition",), status.log_end)
-    yield _gauge("epoch", "The number of the present ownership.", ("partition",), status.epochs)
 
 
 Samples = Mapping[Any, float]
-"""Values by label value, or by a tuple of them in the order of the labels; ``()`` is the key where there is no label."""
+"""Values by label value, or by a tuple of them in the labels' order; ``()`` is the key where there is no label."""
 
 
 def _counter(name: str, help: str, labels: Sequence[str], samples: Samples) -> Metric:

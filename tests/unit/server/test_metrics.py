@@ -33,7 +33,7 @@ def test_commands_are_counted_by_type_and_end() -> None:
     metrics = Metrics()
     metrics.submitted("PlaceOrder")
     metrics.submitted("PlaceOrder")
-    metrics.finished("PlaceOrder", "compensated", 1500)
+    metrics.finished("PlaceOrder", "compensated", 1.5)
     metrics.refused("suspended")
     assert value(metrics, "coordinator_commands_submitted_total", type="PlaceOrder") == 2
     assert value(metrics, "coordinator_commands_finished_total", type="PlaceOrder", state="compensated") == 1
@@ -65,16 +65,19 @@ def test_calls_are_counted_and_timed_by_service() -> None:
 def test_appends_and_replays_are_measured() -> None:
     """The log's pace, its failures and the cost of starting."""
     metrics = Metrics()
-    metrics.appended(17, 0.002)
+    metrics.acquired(3, 40, 0.25)
+    metrics.acquired(4, 9, 0.25)
+    metrics.appended(3, 17, 0.002, 58)
     metrics.append_failed()
-    metrics.stepped_down()
-    metrics.replayed(1000, 0.25)
+    metrics.stepped_down(4)
     assert value(metrics, "coordinator_append_records_sum") == 17
     assert value(metrics, "coordinator_append_seconds_bucket", le="0.0025") == 1
     assert value(metrics, "coordinator_append_failures_total") == 1
     assert value(metrics, "coordinator_step_downs_total") == 1
-    assert value(metrics, "coordinator_replayed_records_total") == 1000
-    assert value(metrics, "coordinator_replay_seconds_total") == 0.25
+    assert value(metrics, "coordinator_replay_seconds_total") == 0.5
+    assert value(metrics, "coordinator_log_end_offset", partition="3") == 58
+    assert value(metrics, "coordinator_epoch", partition="3") == 40
+    assert ("coordinator_epoch", frozenset({("partition", "4")})) not in scrape(metrics)
 
 
 def test_connections_go_up_and_down() -> None:
@@ -94,7 +97,7 @@ def test_what_stands_now_is_asked_at_each_scrape() -> None:
     metrics = Metrics()
     metrics.status = lambda: Status(
         commands={"delayed": 3}, oldest_age_ms=90_000, slots_used=4, slots_max=10, calls={"stock": 2},
-        breakers={"stock": "open"}, suspended=["stock"], refusing=True, ready=True, log_end={0: 41}, epochs={0: 7},
+        breakers={"stock": "open"}, suspended=["stock"], refusing=True, ready=True,
     )  # fmt: skip
     assert value(metrics, "coordinator_commands", state="delayed") == 3
     assert value(metrics, "coordinator_commands", state="running") == 0
@@ -104,8 +107,7 @@ def test_what_stands_now_is_asked_at_each_scrape() -> None:
     assert value(metrics, "coordinator_suspended_services") == 1
     assert value(metrics, "coordinator_intake_refusing") == 1
     assert value(metrics, "coordinator_calls_in_flight", service="stock") == 2
-    assert value(metrics, "coordinator_log_end_offset", partition="0") == 41
-    assert value(metrics, "coordinator_epoch", partition="0") == 7
+    assert value(metrics, "coordinator_ready") == 1
 
 
 def test_two_daemons_in_one_process_do_not_share_numbers() -> None:
