@@ -86,8 +86,8 @@ def _renderers(stream: TextIO, format: Literal["json", "console"]) -> list[Proce
     return [_printable, console]
 
 
-def configure_logging(
-    level: str = "info", format: Literal["auto", "json", "console"] = "auto", stream: TextIO | None = None
+def setup(
+    format: Literal["auto", "json", "console"] = "auto", level: str = "info", stream: TextIO | None = None
 ) -> None:
     """Sends all logs of this process to ``stream`` (standard error); called once, before anything is logged."""
     stream = stream or sys.stderr

@@ -36,8 +36,9 @@ class Status(Struct, frozen=True, kw_only=True):
     """How things stand now; whoever knows gives it at each scrape (`Metrics.status`).
 
     ``commands`` counts the uncompleted by shown state (``running``, ``delayed`` …).  ``oldest_age_ms`` is the age of
-    the oldest uncompleted one, 0 without any.  ``breakers`` is ``closed``, ``open`` or ``half_open`` by service, ``calls``
-    the calls under way by service, ``refusing`` tells that new commands are refused now, for whatever reason.
+    the oldest uncompleted one, 0 without any.  ``breakers`` is ``closed``, ``open`` or ``half_open`` by service,
+    ``calls`` the calls under way by service, ``refusing`` tells that new commands are refused now, for whatever reason.
+    ``log_end`` and ``epochs`` are by partition.
     """
 
     commands: Mapping[str, int] = {}
@@ -49,6 +50,8 @@ class Status(Struct, frozen=True, kw_only=True):
     suspended: Sequence[str] = ()
     refusing: bool = False
     ready: bool = False
+    log_end: Mapping[int, int] = {}
+    epochs: Mapping[int, int] = {}
 
 
 STATES = ("running", "delayed", "blocked", "waiting", "paused", "dead_letter", "compensating")
@@ -191,7 +194,10 @@ class Metrics(Collector):
         yield _gauge("info", "What runs here.", ("name", "version"), {self._info: 1})
         yield from self._counters()
         yield from self._histograms()
-        yield from _gauges(self.status())
+        status = self.status()
+        yield from _gauges(status)
+        yield _gauge("log_end_offset", "The next offset.", ("partition",), status.log_end or self._log_end)
+        yield _gauge("epoch", "The present ownership's number.", ("partition",), status.epochs or self._epochs)
 
     def _counters(self) -> Iterator[Metric]:
         yield _counter("commands_submitted", "Commands accepted.", ("type",), self._submitted)
@@ -205,8 +211,6 @@ class Metrics(Collector):
         )
         yield _counter("connections_opened", "Connections of clients.", ("transport",), self._connections_opened)
         yield _counter("requests", "Requests of clients.", ("transport",), self._requests)
-        yield _gauge("log_end_offset", "The next offset of the log.", ("partition",), self._log_end)
-        yield _gauge("epoch", "The number of the present ownership.", ("partition",), self._epochs)
         yield _gauge("connections", "Connections of clients now.", ("transport",), self._connections)
 
     def _histograms(self) -> Iterator[Metric]:

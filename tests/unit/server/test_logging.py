@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from coordinator.server.logging import LIBRARIES, Repeats, configure_logging
+from coordinator.server.logging import LIBRARIES, Repeats, setup
 
 
 class Terminal(io.StringIO):
@@ -42,7 +42,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_our_events_and_those_of_libraries_have_one_shape() -> None:
     """structlog and the standard library end in the same line."""
     stream = io.StringIO()
-    configure_logging("info", "json", stream)
+    setup("json", "info", stream)
     structlog.get_logger("coordinator.log").info("log opened", partitions=6)
     logging.getLogger("aiokafka.client").error("cannot reach %s", "b1")
     ours, theirs = lines(stream)
@@ -57,11 +57,11 @@ def test_our_events_and_those_of_libraries_have_one_shape() -> None:
 def test_the_level_holds_for_all() -> None:
     """Below the level nothing is printed; libraries' chatter needs debug."""
     stream = io.StringIO()
-    configure_logging("info", "json", stream)
+    setup("json", "info", stream)
     structlog.get_logger("coordinator").debug("detail")
     logging.getLogger("uvicorn.error").info("started")
     assert stream.getvalue() == ""
-    configure_logging("debug", "json", stream)
+    setup("json", "debug", stream)
     logging.getLogger("uvicorn.error").info("started")
     assert lines(stream)[0]["event"] == "started"
 
@@ -69,7 +69,7 @@ def test_the_level_holds_for_all() -> None:
 def test_an_exception_is_one_line() -> None:
     """A traceback is a field, so that a log collector keeps it together."""
     stream = io.StringIO()
-    configure_logging("info", "json", stream)
+    setup("json", "info", stream)
     try:
         raise ValueError("why")
     except ValueError:
@@ -81,9 +81,9 @@ def test_an_exception_is_one_line() -> None:
 def test_auto_is_json_in_a_file_and_columns_on_a_terminal() -> None:
     """A person gets columns, a collector JSON, without being asked."""
     file, terminal = io.StringIO(), Terminal()
-    configure_logging("info", "auto", file)
+    setup("auto", "info", file)
     structlog.get_logger("a").info("hello")
-    configure_logging("info", "auto", terminal)
+    setup("auto", "info", terminal)
     structlog.get_logger("b").info("hello")
     assert lines(file)[0]["event"] == "hello"
     assert terminal.getvalue().startswith("\x1b")
@@ -93,7 +93,7 @@ def test_auto_is_json_in_a_file_and_columns_on_a_terminal() -> None:
 def test_text_from_clients_cannot_forge_a_line(format: Any) -> None:
     """Newlines and escape sequences are printed as text; a lone surrogate does no harm."""
     stream = io.StringIO()
-    configure_logging("info", format, stream)
+    setup(format, "info", stream)
     structlog.get_logger("coordinator").info("refused", id="x\n2026 [error] forged\x1b[31m\ud800")
     assert stream.getvalue().count("\n") == 1
     assert "\x1b" not in stream.getvalue()
