@@ -1,0 +1,152 @@
+"""The demo's processes: a daemon and three services, each started, killed and stopped by its own pid.
+
+Children get a process group of their own, so that Ctrl-C reaches the demo alone and it, not the terminal, decides in
+which order they end.  Their output goes to a file each, which is what a failed demo shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from coordinator.demo.services import SERVICES
+
+_STOP_S = 15.0
+_WORK_MS = 15  # of a service for one answer
+
+
+def free_port() -> int:
+    """A port that was free just now.  Children bind it themselves: a killed one must leave it refusing connections."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Child:
+    """One program, which can be started again after it ended; its output is appended to ``log``."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Starts it; returns at once."""
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, *self._arguments, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+
+    async def kill(self) -> None:
+        """``kill -9``; returns when it is gone."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int | None:
+        """SIGTERM, and SIGKILL where that does not help; returns the exit code, or None if it was not running."""
+        return await self._end(signal.SIGTERM)
+
+    async def exited(self) -> int:
+        """Returns the exit code when it ends."""
+        assert self._process is not None, f"{self.name} was not started"
+        return await self._process.wait()
+
+    async def _end(self, how: signal.Signals) -> int | None:
+        if self._process is None:
+            return None
+        with suppress(ProcessLookupError):
+            self._process.send_signal(how)
+        try:
+            code = await asyncio.wait_for(self._process.wait(), _STOP_S)
+        except TimeoutError:
+            self._process.kill()
+            code = await self._process.wait()
+        self._process = None
+        return code
+
+    def kill_now(self) -> None:
+        """As kill, without an event loop: the last resort on the way out."""
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+    def tail(self, lines: int) -> str:
+        """The last lines of its output."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class Shop:
+    """All processes of one demo, their addresses and files, under ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.http = f"127.0.0.1:{free_port()}"
+        self.tcp = f"127.0.0.1:{free_port()}"
+        ports = {name: free_port() for name in SERVICES}
+        config = directory / "coordinator.toml"
+        config.write_text(_config(directory, self.http, self.tcp, ports))
+        serve = ["-m", "coordinator", "serve", "--config", str(config), "--app", "coordinator.demo.orders:app"]
+        self.daemon = Child("coordinator", serve, directory / "daemon.log")
+        self.services = {name: self._service(name, port) for name, port in ports.items()}
+
+    def _service(self, name: str, port: int) -> Child:
+        arguments = ["-m", "coordinator.demo.services", name, "--port", str(port), "--work-ms", str(_WORK_MS)]
+        return Child(name, [*arguments, "--ledger", str(self.ledger(name))], self.directory / f"{name}.log")
+
+    def ledger(self, name: str) -> Path:
+        return self.directory / f"{name}.db"
+
+    async def start(self) -> None:
+        for service in self.services.values():
+            await service.start()
+        await self.daemon.start()
+
+    async def stop(self) -> int | None:
+        """Stops what still runs, the daemon first; returns the daemon's exit code (None: it did not run)."""
+        code = await self.daemon.stop()
+        await asyncio.gather(*(service.stop() for service in self.services.values()))
+        return code
+
+    def kill_now(self) -> None:
+        """Leaves nothing behind where `stop` could not run to its end."""
+        for child in (self.daemon, *self.services.values()):
+            child.kill_now()
+
+
+def _config(directory: Path, http: str, tcp: str, ports: dict[str, int]) -> str:
+    """The daemon's configuration: short intervals, so that an outage of seconds shows all that one of hours would."""
+    services = "\n".join(
+        f'[services.{name}]\nurl = "http://127.0.0.1:{port}"\ntimeout = "2s"\n'
+        'breaker = { failures = 5, reset = "500ms" }\n'
+        for name, port in ports.items()
+    )
+    return f"""\
+[coordinator]
+name = "demo"
+slow_retry_interval = "200ms"
+retry_jitter = "100ms"
+
+[log]
+kind = "sqlite"
+data_dir = {json.dumps(str(directory / "log"))}
+
+[listen]
+http = "{http}"
+tcp = "{tcp}"
+grpc = "127.0.0.1:{free_port()}"
+
+{services}"""

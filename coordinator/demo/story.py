@@ -1,0 +1,202 @@
+"""What happens in the demo, and when.
+
+    0 %   64 customers at a time submit orders, each waiting for the result of one before the next
+    25 %  payments is killed: orders are delayed, its breaker opens, intake suspends; seconds later it is back
+    50 %  the coordinator is killed with -9 and started again; the customers' connections break and come back
+    100 % everything is stopped, and the ledgers are audited
+
+Nobody helps the client or the coordinator over any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+from coordinator_client import AsyncClient, ClientError
+from msgspec import Struct, structs
+
+from coordinator.demo.audit import audit
+from coordinator.demo.ledger import Entry, read_entries
+from coordinator.demo.orders import PlaceOrder
+from coordinator.demo.processes import Shop
+from coordinator.demo.services import CREDIT_LIMIT, SERVICES, SOLD_OUT, UNREACHABLE
+from coordinator.demo.tally import Report, Tally
+
+Tell = Callable[[str], None]
+
+_CUSTOMERS = 64
+_OUTAGE_S = 3.0
+_POLL_S = 0.05
+_START_LIMIT_S = 30.0
+_LIMIT_S = 300.0
+
+
+class DemoFailed(Exception):
+    """The demo could not be played to its end."""
+
+
+class Plot(Struct, frozen=True):
+    """What is to happen; ``seed`` makes the orders, ``kill`` is the coordinator's fate."""
+
+    orders: int = 1000
+    kill: bool = True
+    seed: int = 1
+
+
+def make_orders(count: int, seed: int) -> list[PlaceOrder]:
+    """Orders, the same ones for the same seed; of 100 some 3 are sold out, 9 exceed the credit, 3 can not ship."""
+    chance = random.Random(seed)
+    return [
+        PlaceOrder(
+            order=f"order-{number:05}",
+            item=SOLD_OUT if chance.random() < 0.03 else chance.choice(("kettle", "lamp", "chair")),
+            amount=chance.randint(1_00, CREDIT_LIMIT * 11 // 10),
+            city=UNREACHABLE if chance.random() < 0.03 else chance.choice(("Ghent", "Porto", "Turku")),
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+async def play(plot: Plot, shop: Shop, tally: Tally, tell: Tell) -> Report:
+    """Plays the whole story on ``shop``; raises DemoFailed.  If it raises, processes may still run."""
+    orders = make_orders(plot.orders, plot.seed)
+    tell(f"starting the coordinator and three services in {shop.directory}")
+    await shop.start()
+    await _ready(shop)
+    began = time.monotonic()
+    tell(f"submitting {plot.orders} orders, {_CUSTOMERS} at a time, to tcp://{shop.tcp}")
+    try:
+        async with asyncio.timeout(_LIMIT_S), httpx.AsyncClient(base_url=f"http://{shop.http}") as http:
+            observer = asyncio.create_task(_observe(http, tally, tell))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    trouble = group.create_task(_trouble(plot, shop, tally, tell))
+                    group.create_task(_submit_all(f"tcp://{shop.tcp}", orders, tally))
+            finally:
+                observer.cancel()
+    except TimeoutError:
+        raise DemoFailed(f"{tally.total - tally.settled} orders had no end after {_LIMIT_S:.0f} s") from None
+    seconds = time.monotonic() - began
+    tell("stopping everything")
+    exit_code = await shop.stop()
+    ledgers = {name: read_entries(shop.ledger(name)) for name in SERVICES}
+    return _report(orders, tally, ledgers, seconds=seconds, restart_s=trouble.result(), exit_code=exit_code)
+
+
+async def _ready(shop: Shop) -> float:
+    """Waits until ``/readyz`` says so; returns how long that took in seconds."""
+    began = time.monotonic()
+    exited = asyncio.create_task(shop.daemon.exited())
+    try:
+        async with asyncio.timeout(_START_LIMIT_S), httpx.AsyncClient() as http:
+            while not await _answers(http, f"http://{shop.http}/readyz"):
+                if exited.done():
+                    raise DemoFailed(f"the coordinator ended at start with exit code {exited.result()}")
+                await asyncio.sleep(_POLL_S / 5)
+    except TimeoutError:
+        raise DemoFailed(f"the coordinator was not ready after {_START_LIMIT_S:.0f} s") from None
+    finally:
+        exited.cancel()
+    return time.monotonic() - began
+
+
+async def _answers(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).is_success
+    except httpx.TransportError:
+        return False
+
+
+async def _submit_all(url: str, orders: list[PlaceOrder], tally: Tally) -> None:
+    """Submits every order once, `_CUSTOMERS` at a time; the client alone copes with suspension and restarts."""
+    waiting = iter(orders)
+    async with AsyncClient(url) as client, asyncio.TaskGroup() as customers:
+        for _ in range(min(_CUSTOMERS, len(orders))):
+            customers.create_task(_customer(client, waiting, tally))
+
+
+async def _customer(client: AsyncClient, waiting: Iterator[PlaceOrder], tally: Tally) -> None:
+    for order in waiting:
+        try:
+            command = await client.submit("PlaceOrder", structs.asdict(order), id=order.order, wait="120s")
+        except ClientError as error:
+            tally.gave_up(order.order, f"{type(error).__name__}: {error}")
+        else:
+            tally.ended(order.order, command.state)
+
+
+async def _observe(http: httpx.AsyncClient, tally: Tally, tell: Tell) -> None:
+    """Looks at the coordinator as an operator would, for as long as the story lasts."""
+    while True:
+        try:
+            answer = await http.get("/v1/services", timeout=2.0)
+        except httpx.TransportError:
+            tally.watch.lost()
+        else:
+            if answer.is_success:
+                for news in tally.watch.saw(_services(answer.json())):
+                    tell(news)
+        await asyncio.sleep(_POLL_S)
+
+
+def _services(answer: Any) -> list[dict[str, Any]]:
+    return list(answer["services"])
+
+
+async def _trouble(plot: Plot, shop: Shop, tally: Tally, tell: Tell) -> float | None:
+    """The outage and the kill; returns the seconds from starting again to ready, None if it was not killed."""
+    await tally.reaches(0.25)
+    await _outage(shop, tally, tell)
+    if not plot.kill:
+        return None
+    await tally.reaches(0.5)
+    tell(f"kill -9 {shop.daemon.pid}: the coordinator dies with orders under way")
+    await shop.daemon.kill()
+    await shop.daemon.start()
+    seconds = await _ready(shop)
+    tell(f"the coordinator is back after {seconds:.2f} s and goes on where its log ends")
+    return seconds
+
+
+async def _outage(shop: Shop, tally: Tally, tell: Tell) -> None:
+    payments = shop.services["payments"]
+    tell(f"kill -9 {payments.pid}: payments is down")
+    await payments.kill()
+    await tally.watch.suspends("payments")
+    await asyncio.sleep(_OUTAGE_S)  # the outage itself
+    tell(f"payments is started again; {tally.watch.delayed} orders are delayed")
+    await payments.start()
+    await tally.watch.resumes("payments")
+
+
+def _report(
+    orders: list[PlaceOrder],
+    tally: Tally,
+    ledgers: dict[str, list[Entry]],
+    *,
+    seconds: float,
+    restart_s: float | None,
+    exit_code: int | None,
+) -> Report:
+    faults = [str(fault) for fault in audit((order.order for order in orders), tally.states, ledgers)]
+    faults += [f"{order}: the client gave up: {why}" for order, why in tally.errors.items()]
+    if exit_code != 0:
+        faults.append(f"the coordinator ended with exit code {exit_code} on SIGTERM, not 0")
+    entries = [entry for ledger in ledgers.values() for entry in ledger]
+    return Report(
+        orders=len(orders),
+        counts=tally.counts,
+        faults=faults,
+        seconds=seconds,
+        restart_s=restart_s,
+        delayed_peak=tally.watch.delayed_peak,
+        suspensions=tally.watch.suspensions,
+        effects=len(entries),
+        repeats=sum(entry.asked - 1 for entry in entries),
+        exit_code=exit_code,
+    )
