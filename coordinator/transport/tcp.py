@@ -1,0 +1,442 @@
+"""The TCP transport: sockets around `wire.connection`, which decides everything that needs no I/O.
+
+One `_Peer` a connection feeds what arrives to its Connection, performs the events that come out on the Front, and
+writes what piled up once a turn of the event loop.  The hot path, a Submit, makes no task and no future: Front.submit
+is a plain call and its watcher is called back.  Other requests run as one task each, bounded by the in-flight limit.
+
+How others are kept safe from one peer:
+
+- It does not read: above ``write_buffer_high`` unsent bytes we stop reading from it and its streams pause; above
+  ``write_buffer_max`` (or for ``idle_timeout_ms``) it is closed.  Its commands run on.
+- It holds memory in many connections: above ``buffers_total_max`` in all, the connection that holds most is closed.
+- It must be told why: closing a socket with unread input makes the kernel discard what we sent last.  So a connection
+  that we end is half-closed, its input read and dropped, until the peer closes it or ``linger_ms`` are over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl as ssl_module
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, cast
+
+from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
+from coordinator.transport.base import Event, Front, Unwatch
+from coordinator.transport.tcp_requests import HANDLERS
+from coordinator.wire.connection import Connection, Gone, Identity, Received, TcpSettings
+from coordinator.wire.frames import (
+    Accepted,
+    Final,
+    GoAway,
+    Hello,
+    OutcomesParams,
+    Request,
+    Response,
+    StateChanged,
+    Step,
+    Submit,
+    WatchParams,
+    read_params,
+)
+
+__all__ = ["Identity", "TcpServer", "TcpSettings"]
+
+log = logging.getLogger("coordinator.transport.tcp")
+
+OUTCOMES_PER_FRAME = 64
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class TcpServer:
+    """Listens on ``host:port`` (0: a free port) and serves ``front`` until closed.
+
+    ``start`` raises OSError where the address cannot be bound.  ``drain`` and then ``close`` end it without losing
+    an answer that arrives in time; commands are never affected by either.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        *,
+        host: str,
+        port: int,
+        settings: TcpSettings | None = None,
+        identity: Identity | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        clock: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        self.front = front
+        self.settings = settings or TcpSettings()
+        self.identity = identity or Identity()
+        self.clock = clock
+        self.draining = False
+        self._host, self._port, self._ssl = host, port, ssl
+        self._server: asyncio.Server | None = None
+        self._peers: set[_Peer] = set()
+        self._quiet = asyncio.Event()  # no sequence id is open anywhere
+        self._empty = asyncio.Event()  # no connection is left
+        self._held = 0
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port as bound."""
+        assert self._server is not None, "not started"
+        host, port, *_ = self._server.sockets[0].getsockname()
+        return host, port
+
+    @property
+    def connections(self) -> int:
+        """Connections now, for the metrics."""
+        return len(self._peers)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        handshake_s = self.settings.hello_timeout_ms / 1000 if self._ssl else None
+        self._server = await loop.create_server(
+            lambda: _Peer(self, loop),
+            self._host,
+            self._port,
+            ssl=self._ssl,
+            ssl_handshake_timeout=handshake_s,
+            backlog=1024,
+        )
+
+    async def drain(self, grace_ms: int | None = None) -> None:
+        """Accepts no connection and no submission any more; tells every client to go elsewhere."""
+        if self.draining:
+            return
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self._peers):
+            peer.announce(GoAway(0, "this instance is stopping", grace_ms))
+
+    async def close(self, grace_ms: int = 0) -> None:
+        """Waits up to ``grace_ms`` for open requests to be answered, then closes all connections with an Error."""
+        await self.drain(grace_ms)
+        await self._until(self._quiet, any(peer.in_flight for peer in self._peers), grace_ms)
+        for peer in list(self._peers):
+            peer.end(Stopping("this instance is stopping", retry_after_ms=self.settings.retry_after_ms))
+        # `end` itself gives up after linger_ms, so this wait is only a little longer than that.
+        await self._until(self._empty, bool(self._peers), self.settings.linger_ms + 1_000)
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    async def _until(self, event: asyncio.Event, needed: bool, timeout_ms: int) -> None:
+        event.clear()
+        if needed and timeout_ms > 0:
+            try:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    await event.wait()
+            except TimeoutError:
+                pass
+
+    # ------------------------------------------------------------------------------------------ told by the peers
+
+    def joined(self, peer: _Peer) -> str | None:
+        """Counts a new connection in; returns why it must go, if so."""
+        self._peers.add(peer)
+        limit = self.settings.connections_max
+        return f"{limit} connections are open, which is the limit" if len(self._peers) > limit else None
+
+    def crowded(self) -> bool:
+        """So many refused connections linger that there is no time left to be polite."""
+        return len(self._peers) > 2 * self.settings.connections_max
+
+    def left(self, peer: _Peer) -> None:
+        self._peers.discard(peer)
+        if not self._peers:
+            self._empty.set()
+        self.settled()
+
+    def settled(self) -> None:
+        """A peer has nothing open; matters only while we drain."""
+        if self.draining and not any(peer.in_flight for peer in self._peers):
+            self._quiet.set()
+
+    def holds(self, change: int) -> None:
+        """Keeps the sum of all buffers; above the limit, the connection that holds most pays for it."""
+        self._held += change
+        if change > 0 and self._held > self.settings.buffers_total_max:
+            self._held = sum(peer.recount() for peer in self._peers)  # sockets empty themselves without telling
+            if self._held > self.settings.buffers_total_max:
+                worst = max(self._peers, key=lambda peer: peer.held)
+                worst.end(LimitReached("buffers of all connections are full and this one holds most of them"))
+                worst.abort()
+
+
+class _Peer(asyncio.Protocol):
+    """One connection: its socket, its timer, and who has to be told that nobody waits any more."""
+
+    def __init__(self, server: TcpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._settings = server.settings
+        self._clock = server.clock
+        self._connection = Connection(server.settings, server.identity, server.clock())
+        self._transport: asyncio.Transport
+        self._watches: dict[int, Unwatch] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0
+        self._flush_scheduled = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ended = False  # we closed it, or it is lost
+        self.held = 0
+
+    @property
+    def in_flight(self) -> int:
+        return self._connection.in_flight
+
+    # ---------------------------------------------------------------------------------------------- from the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._settings.write_buffer_high)
+        if refusal := self._server.joined(self):
+            self.end(LimitReached(refusal, retry_after_ms=self._settings.retry_after_ms))
+            if self._server.crowded():
+                self.abort()
+        else:
+            self._rearm()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._ended:
+            self._perform(self._connection.receive(data, self._clock()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._abandon()
+        self._server.holds(-self.held)
+        self.held = 0
+        self._writable.set()  # lets a paused stream meet its cancellation
+        self._server.left(self)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+        if not self._ended:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+        if not self._ended:
+            self._transport.resume_reading()
+            self._server.holds(self.recount_change())
+
+    # ---------------------------------------------------------------------------------------------------- performing
+
+    def _perform(self, events: list[Received]) -> None:
+        for event in events:
+            match event:
+                case Submit():
+                    self._submit(event)
+                case Request():
+                    self._request(event)
+                case Gone():
+                    self._drop(event.seq)
+                case Hello():
+                    if self._server.draining:
+                        self._connection.announce(GoAway(0, "this instance is stopping"))
+        self._flush()
+        self._rearm()
+
+    def _submit(self, frame: Submit) -> None:
+        seq = frame.seq
+        if self._server.draining:
+            self._connection.fail(seq, self._stopping())
+            return
+        try:
+            _, self._watches[seq] = self._server.front.submit(frame.submission, _Watcher(self, seq, frame.want))
+        except CoordinatorError as error:
+            self._connection.fail(seq, error)
+        except Exception:
+            log.exception("submit failed")
+            self._connection.fail(seq, Internal())
+
+    def _request(self, frame: Request) -> None:
+        try:
+            params = read_params(frame)
+            work: Callable[[], Awaitable[None]]
+            match params:
+                case WatchParams(id=id, after=after):
+                    watcher = _Watcher(self, frame.seq, "events")
+                    self._watches[frame.seq] = self._server.front.watch(id, watcher, after)
+                    return
+                case OutcomesParams():
+                    work = partial(self._stream_outcomes, frame.seq, params)
+                case _:
+                    work = partial(self._answer, frame.seq, frame.operation, params)
+        except CoordinatorError as error:
+            self._connection.fail(frame.seq, error)
+        except Exception:
+            log.exception("request %s failed", frame.operation)
+            self._connection.fail(frame.seq, Internal())
+        else:
+            task = self._loop.create_task(self._guarded(frame.seq, frame.operation, work))
+            self._tasks[frame.seq] = task
+            task.add_done_callback(partial(self._task_done, frame.seq))
+
+    async def _answer(self, seq: int, operation: str, params: Any) -> None:
+        value = await HANDLERS[operation](self._server.front, params)
+        self._connection.send(Response(seq, value), last=True)
+
+    async def _stream_outcomes(self, seq: int, params: OutcomesParams) -> None:
+        async for items in self._server.front.outcomes(params.service, params.start, params.follow):
+            for at in range(0, len(items), OUTCOMES_PER_FRAME):
+                self._connection.send(Response(seq, items[at : at + OUTCOMES_PER_FRAME], more=True))
+                self._flush()
+                await asyncio.sleep(0)  # a long history is read for this client, not instead of the others
+                await self._writable.wait()
+        self._connection.send(Response(seq, []), last=True)
+
+    async def _guarded(self, seq: int, operation: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs a request; a cancel (deadline, Forget, lost connection) leaves only what the Front made durable."""
+        try:
+            await work()
+        except CoordinatorError as error:
+            self._connection.fail(seq, error)
+        except Exception:
+            log.exception("request %s failed", operation)
+            self._connection.fail(seq, Internal())
+        self.flush_soon()
+
+    def _task_done(self, seq: int, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(seq) is task:
+            del self._tasks[seq]
+
+    def _stopping(self) -> Stopping:
+        return Stopping("this instance is stopping", retry_after_ms=self._settings.retry_after_ms)
+
+    def told(self, seq: int, want: str, event: Event) -> None:
+        """A watcher's event becomes frames."""
+        connection = self._connection
+        match event.kind:
+            case "accepted":
+                only = want == "accepted"
+                view = event.view if only else None
+                connection.send(Accepted(seq, event.id, event.position, event.attached, view), last=only)
+                if only and (unwatch := self._watches.pop(seq, None)):
+                    self._loop.call_soon(unwatch)  # not from inside the Front's own loop over its watchers
+            case "step":
+                if want == "events":
+                    connection.send(Step(seq, event.id, event.position, event.state, event.record))
+            case "state":
+                if want == "events":
+                    connection.send(StateChanged(seq, event.id, event.position, event.state))
+            case "final":
+                self._watches.pop(seq, None)
+                connection.send(Final(seq, event.id, event.position, event.view), last=True)
+            case "error":
+                self._watches.pop(seq, None)
+                connection.fail(seq, event.error or Internal())
+        self.flush_soon()
+
+    def _drop(self, seq: int) -> None:
+        if unwatch := self._watches.pop(seq, None):
+            unwatch()
+        if task := self._tasks.pop(seq, None):
+            task.cancel()
+
+    def _abandon(self) -> None:
+        for seq in [*self._watches, *self._tasks]:
+            self._drop(seq)
+
+    # ------------------------------------------------------------------------------------------------- to the socket
+
+    def flush_soon(self) -> None:
+        """One write for all that this turn of the event loop has to say."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._ended:
+            return
+        if self._connection.closing:
+            self._hang_up()
+            return
+        # What is judged is the backlog from before: one long answer is no offence.
+        if self._transport.get_write_buffer_size() > self._settings.write_buffer_max:
+            self.end(LimitReached("this client does not read its answers"))
+            return
+        if out := self._connection.take():
+            self._transport.write(out)
+        self._server.holds(self.recount_change())
+        if self.in_flight == 0:
+            self._server.settled()
+
+    def announce(self, frame: GoAway) -> None:
+        self._connection.announce(frame)
+        self._flush()
+
+    def end(self, error: CoordinatorError) -> None:
+        """Closes the connection with an Error frame that says why."""
+        if not self._ended:
+            self._connection.fail_connection(error)
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Sends what is left, then reads and drops until the peer hangs up too (see the module's docstring)."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._abandon()
+        self._transport.write(self._connection.take())
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._timer = self._loop.call_later(self._settings.linger_ms / 1000, self._transport.abort)
+
+    def abort(self) -> None:
+        """Lets go of all memory at once."""
+        self._transport.abort()
+
+    def recount(self) -> int:
+        """Bytes held for this connection, ours and the socket's."""
+        self.held = self._connection.held + self._transport.get_write_buffer_size()
+        return self.held
+
+    def recount_change(self) -> int:
+        before = self.held
+        return self.recount() - before
+
+    # ---------------------------------------------------------------------------------------------------------- time
+
+    def _rearm(self) -> None:
+        """Keeps one timer at or before the next deadline; it is moved only when a deadline comes closer."""
+        due = self._connection.next_deadline()
+        if due is None or self._ended:
+            return
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._loop.call_later(max(1, due - self._clock()) / 1000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._perform(self._connection.tick(self._clock()))
+
+
+class _Watcher:
+    """What the Front calls with a command's events: which peer and which sequence id they belong to."""
+
+    __slots__ = ("_peer", "_seq", "_want")
+
+    def __init__(self, peer: _Peer, seq: int, want: str) -> None:
+        self._peer, self._seq, self._want = peer, seq, want
+
+    def __call__(self, event: Event) -> None:
+        self._peer.told(self._seq, self._want, event)
