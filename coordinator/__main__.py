@@ -1,0 +1,5 @@
+"""``python -m coordinator``."""
+
+from coordinator.cli.main import main
+
+main()

@@ -1,0 +1,52 @@
+"""Verbs about the whole: dead-letters, services, cluster."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import click
+
+from coordinator.cli.api import Api
+from coordinator.cli.options import client_options
+from coordinator.cli.output import print_fields, print_json, print_rows, rows_of
+
+
+@click.command("dead-letters")
+@client_options
+def dead_letters(server: str, as_json: bool) -> None:
+    """List the steps that wait for an operator (see requeue, retry, cancel, abort)."""
+    with Api(server) as api:
+        answer = api.get("/v1/dead-letters")
+    print_json(answer) if as_json else print_rows(rows_of(answer), nothing="no dead letters")
+
+
+@click.group(invoke_without_command=True)
+@client_options
+@click.pass_context
+def services(ctx: click.Context, server: str, as_json: bool) -> None:
+    """Show the services: breakers, calls in flight, delayed steps."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with Api(server) as api:
+        answer = api.get("/v1/services")
+    print_json(answer) if as_json else print_rows(rows_of(answer), nothing="no services are configured")
+
+
+@services.command()
+@click.argument("name")
+@click.argument("state", type=click.Choice(["open", "closed", "auto"]))
+@client_options
+def breaker(name: str, state: str, server: str, as_json: bool) -> None:
+    """Hold the breaker of service NAME open or closed, or leave it to itself again (auto)."""
+    with Api(server) as api:
+        answer = api.post(f"/v1/services/{quote(name, safe='')}/breaker", {"state": state})
+    print_json(answer) if as_json else print_fields(answer)
+
+
+@click.command()
+@client_options
+def cluster(server: str, as_json: bool) -> None:
+    """Show instances, partitions and epochs."""
+    with Api(server) as api:
+        answer = api.get("/v1/cluster")
+    print_json(answer) if as_json else print_fields(answer)
