@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class LogError(Exception):
@@ -18,6 +18,14 @@ class Rejected(LogError):
 class Unknown(LogError):
     """Neither confirmed nor refused (timeout, lost ack, an offset below 0): the batch may be in the log, or still
     land."""
+
+
+class RecordTooLarge(LogError):
+    """One record is larger than the log's `Log.record_bytes_max`; nothing was sent and the session goes on."""
+
+
+RECORD_BYTES_MAX: Final = 8 << 20
+"""The largest record that every implementation takes by default."""
 
 
 class Writer(Protocol):
@@ -35,6 +43,7 @@ class Writer(Protocol):
 
 class Log(Protocol):
     partitions: int
+    record_bytes_max: int  # known after `open`
 
     async def open(self) -> None:
         """Creates or checks the storage; raises StartupError with everything that is wrong."""
@@ -53,6 +62,10 @@ class Log(Protocol):
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         """The first offset and the next offset to be written (durable ones only)."""
+        ...
+
+    async def end(self, partition: int) -> int:
+        """The next offset to be written: the upper one of `bounds`, at half the cost."""
         ...
 
     async def save_watermark(self, partition: int, watermark: int) -> None: ...

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import Enum
 
 from coordinator.errors import StartupError
-from coordinator.log.base import LogError, Rejected, Unknown
+from coordinator.log.base import RECORD_BYTES_MAX, LogError, Rejected, Unknown
 
 _PAGE = 1024
 
@@ -73,6 +73,7 @@ class MemoryLog:
     ) -> None:
         self.storage = storage if storage is not None else MemoryStorage(partitions)
         self.partitions = partitions
+        self.record_bytes_max = RECORD_BYTES_MAX
         self.crashed = False
         self.appends = 0  # appends asked for, whatever became of them
         self._choose = choose
@@ -151,6 +152,9 @@ class MemoryLog:
         self._readable()
         first = self.storage.first[partition]
         return first, first + len(self.storage.records[partition])
+
+    async def end(self, partition: int) -> int:
+        return (await self.bounds(partition))[1]
 
     async def save_watermark(self, partition: int, watermark: int) -> None:
         self._alive()

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from time import monotonic
 from typing import Final
 
-from coordinator.log.base import Log, LogError, Rejected, Unknown, Writer
+from coordinator.log.base import Log, LogError, RecordTooLarge, Rejected, Unknown, Writer
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import SCHEMA, Epoch, Record
 from coordinator.ownership.owner import Act, Down, Owner, Phase, Read, Seen, Wait
@@ -173,11 +173,14 @@ class OwnedPartition:
     async def append(self, records: Sequence[bytes]) -> int:
         """Appends a batch and settles it: when this returns its base offset, the records may be acted on.
 
-        In every other case it raises SteppedDown and this object is dead.  Calls may overlap; they are appended,
+        With a record above `Log.record_bytes_max` it raises RecordTooLarge and nothing has happened.  In every other
+        case it raises SteppedDown and this object is dead.  Calls may overlap; they are appended,
         settled and answered in call order.  A cancelled append may or may not have landed, so it steps the ownership
         down too.
         """
         owner, writer = self._standing()
+        if max(map(len, records)) > self._log.record_bytes_max:
+            raise RecordTooLarge(f"a record has more than {self._log.record_bytes_max} bytes")
         ticket = owner.sent(records)
         settled: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = settled
@@ -215,7 +218,7 @@ class OwnedPartition:
         self._busy = True
         try:
             async with asyncio.timeout(self._append_timeout_s):
-                _, end = await self._log.bounds(self.partition)
+                end = await self._log.end(self.partition)
             if end > owner.verified:
                 await self._read(owner, Read(owner.verified, None))
         except (TimeoutError, LogError) as error:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from coordinator.errors import CorruptLog, StartupError
-from coordinator.log.base import LogError, Rejected, Unknown
+from coordinator.log.base import RECORD_BYTES_MAX, LogError, Rejected, Unknown
 
 FILE: Final = "log.sqlite3"
 LAYOUT: Final = 1
@@ -83,6 +83,7 @@ class SqliteLog:
 
     def __init__(self, data_dir: str | Path, partitions: int = 1, *, busy_timeout_ms: int = 2_000) -> None:
         self.partitions = partitions
+        self.record_bytes_max = RECORD_BYTES_MAX
         self.path = Path(data_dir) / FILE
         self._busy_timeout_s = busy_timeout_ms / 1000
         self._writing = ThreadPoolExecutor(1, "log-writer")
@@ -355,6 +356,9 @@ class SqliteLog:
 
     def _bounds(self, db: sqlite3.Connection, partition: int) -> tuple[int, int]:
         return _first(db, partition), _end(db, partition)
+
+    async def end(self, partition: int) -> int:
+        return await self._in_reader(_end, partition)
 
     async def load_watermark(self, partition: int) -> int | None:
         return await self._in_reader(self._watermark, partition)

@@ -62,6 +62,28 @@ def header(data: bytes, *, partition: int, offset: int) -> Header:
         raise _corrupt(data, partition, offset, str(error)) from error
 
 
+class _Keyed(Struct, frozen=True, array_like=True):
+    kind: int
+    schema: int
+    token: bytes
+    at: int
+    key: str
+
+
+_decode_keyed = msgspec.msgpack.Decoder(_Keyed).decode
+
+
+def key_of(data: bytes) -> bytes | None:
+    """What the record is about, for logs with keys: the command's id, else an instance's or a definition's name.
+
+    None for bytes that are no record; here that is nobody's fault to tell.
+    """
+    try:
+        return _decode_keyed(data).key.encode()
+    except _UNREADABLE:
+        return None
+
+
 def _corrupt(data: bytes, partition: int, offset: int, fault: str) -> CorruptLog:
     """The clearest thing to say about bytes that are no record, the most telling fact first."""
     where = f"the log cannot be read at position {position(partition, offset)} (partition {partition}, offset {offset})"
