@@ -18,7 +18,7 @@ from coordinator.model.durations import format_duration
 
 PAGE_MAX = 100
 PAUSE_S = 0.5
-ASK_S = 60.0  # the longest that one request waits: shorter than what idle proxies bear
+ASK_S = 30.0
 FINALS = frozenset(state.value for state in FINAL)
 
 
@@ -67,25 +67,48 @@ def submit(
 
 def _submitted(api: Api, body: dict[str, Any], wait: int | None) -> dict[str, Any]:
     """Submits; within ``wait`` ms it outlasts restarts, suspensions and full slots, since the id makes that safe."""
-    until = time.monotonic() + (wait or 0) / 1000
+    if wait is None:
+        return dict(api.post("/v1/commands", body))
+    until = time.monotonic() + wait / 1000
     reached = False
     while True:
-        left = max(0.0, until - time.monotonic())
-        asked = min(left, ASK_S)
-        query = {"wait": format_duration(round(asked * 1000))} if wait else {}
+        began = time.monotonic()
+        left = max(0.0, until - began)
         try:
-            answer: dict[str, Any] = api.post("/v1/commands", body, wait_s=asked, **query)
+            answer = api.post("/v1/commands", body, wait_s=left, wait=_asked(left))
         except (Refused, Unreachable) as fault:
             reached = reached or isinstance(fault, Refused | Lost)
             worth_it = fault.retryable if isinstance(fault, Refused) else reached
             pause = getattr(fault, "retry_after_s", None) or PAUSE_S
             if not worth_it or pause >= left:
                 raise
-            time.sleep(pause)
-            continue
-        if asked == left or answer.get("state") in FINALS:
-            return answer
-        reached = True
+        else:
+            reached, pause = True, _rest(began)
+            if answer["state"] in FINALS or time.monotonic() + pause >= until:
+                return dict(answer)
+        time.sleep(pause)
+
+
+def _awaited(api: Api, id: str, wait: int | None) -> dict[str, Any]:
+    """The command, at its end if that comes within ``wait`` ms."""
+    until = time.monotonic() + (wait or 0) / 1000
+    while True:
+        began = time.monotonic()
+        left = max(0.0, until - began)
+        answer = api.get(command_path(id), wait_s=left, wait=_asked(left) if wait else None)
+        if answer["state"] in FINALS or time.monotonic() + _rest(began) >= until:
+            return dict(answer)
+        time.sleep(_rest(began))
+
+
+def _asked(left_s: float) -> str:
+    """How long one request waits: the server has a limit of its own, and idle proxies have one, too."""
+    return format_duration(round(min(left_s, ASK_S) * 1000))
+
+
+def _rest(began: float) -> float:
+    """What keeps a server that does not wait at all from being asked without a pause."""
+    return max(0.0, PAUSE_S - (time.monotonic() - began))
 
 
 def _shown(command: dict[str, Any], as_json: bool) -> None:
@@ -103,8 +126,7 @@ def _shown(command: dict[str, Any], as_json: bool) -> None:
 def get(id: str, wait: int | None, server: str, as_json: bool) -> None:
     """Show the command ID; exits with 1 if it ended otherwise than completed."""
     with Api(server) as api:
-        query = {"wait": format_duration(wait)} if wait else {}
-        command = api.get(command_path(id), wait_s=(wait or 0) / 1000, **query)
+        command = _awaited(api, id, wait)
     _shown(command, as_json)
 
 

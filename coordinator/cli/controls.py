@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 from typing import Any
 
 import click
 
 from coordinator.cli.api import Api, command_path
-from coordinator.cli.options import Json, client_options
+from coordinator.cli.options import F, Json, client_options
 from coordinator.cli.output import print_command, print_json
 from coordinator.model.command import Operation
 
@@ -26,13 +27,27 @@ def _control(id: str, operation: str, body: dict[str, Any], server: str, as_json
     print_json(command) if as_json else print_command(command)
 
 
+def _user() -> str:
+    """Who asks, for the record: the account of this machine, for want of a login."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return ""
+
+
+def _asker(verb: F) -> F:
+    reason = click.option("--reason", default="", help="Why; it is recorded.")
+    by = click.option("--by", default=_user, help="Who asks; it is recorded. Your user name if absent.")
+    return reason(by(verb))
+
+
 def _verb(operation: Operation) -> click.Command:
     @click.command(operation.value, help=HELP[operation])
     @click.argument("id")
-    @click.option("--reason", default="", help="Why; it is recorded.")
+    @_asker
     @client_options
-    def verb(id: str, reason: str, server: str, as_json: bool) -> None:
-        _control(id, operation.value, {"reason": reason}, server, as_json)
+    def verb(id: str, reason: str, by: str, server: str, as_json: bool) -> None:
+        _control(id, operation.value, {"reason": reason, "by": by}, server, as_json)
 
     return verb
 
@@ -44,12 +59,14 @@ pause, resume, cancel, abort, retry = map(_verb, HELP)
 @click.argument("id")
 @click.argument("step")
 @click.option("--input", "input", type=Json(), help="Replaces the request's body: JSON, @FILE, or -.")
-@click.option("--reason", default="", help="Why; it is recorded.")
+@_asker
 @client_options
 @click.pass_context
-def requeue(ctx: click.Context, id: str, step: str, input: Any, reason: str, server: str, as_json: bool) -> None:
+def requeue(
+    ctx: click.Context, id: str, step: str, input: Any, reason: str, by: str, server: str, as_json: bool
+) -> None:
     """Run the dead-lettered STEP of the command ID again (its undo, if that is what was dead-lettered)."""
-    body = {"step": step, "reason": reason}
+    body = {"step": step, "reason": reason, "by": by}
     if ctx.get_parameter_source("input") is click.core.ParameterSource.COMMANDLINE:
         body["input"] = input  # `--input null` is an input, too
     _control(id, "requeue", body, server, as_json)

@@ -28,6 +28,13 @@ class Refused(Exception):
         return self.status in (429, 503, 504)
 
 
+def streamed_refusal(problem: dict[str, Any]) -> Refused:
+    """An error told within a stream: ``{"code", "detail", "retryable", "retry_after_ms"?}``."""
+    millis = problem.get("retry_after_ms")
+    status = 503 if problem.get("retryable", True) else 500
+    return Refused(status, problem, millis / 1000 if isinstance(millis, int) else None)
+
+
 def explain(refusal: Refused) -> str:
     """For people: the code, what was wrong, what is allowed, and whether to try again."""
     lines = [f"{refusal.code}: {refusal}"]

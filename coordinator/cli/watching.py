@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from coordinator.cli.api import Api, Lost, command_path
-from coordinator.cli.errors import Refused, Unreachable
+from coordinator.cli.errors import Refused, Unreachable, streamed_refusal
 
 QUIET_S = 60.0  # the server sends a comment line more often than that; silence means the connection is dead
 PAUSE_S = 0.5
@@ -58,7 +58,7 @@ def events(api: Api, id: str) -> Iterator[dict[str, Any]]:
                     heard = time.monotonic()
                     event = {"kind": kind, **json.loads(data)}
                     if event["kind"] == "error":
-                        raise _refusal(event)
+                        raise streamed_refusal(event.get("error") or {})
                     last = position or last
                     yield event
                     if event["kind"] == "final":
@@ -75,10 +75,3 @@ def events(api: Api, id: str) -> Iterator[dict[str, Any]]:
         if time.monotonic() - heard > GIVE_UP_S:
             raise fault
         time.sleep(getattr(fault, "retry_after_s", None) or PAUSE_S)
-
-
-def _refusal(event: dict[str, Any]) -> Refused:
-    problem = event.get("error") if isinstance(event.get("error"), dict) else event
-    assert isinstance(problem, dict)
-    millis = problem.get("retry_after_ms")
-    return Refused(int(problem.get("status") or 503), problem, millis / 1000 if isinstance(millis, int) else None)

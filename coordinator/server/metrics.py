@@ -108,11 +108,11 @@ class Metrics(Collector):
         self._connections: dict[str, int] = defaultdict(int)
         self._connections_opened: dict[str, int] = defaultdict(int)
         self._requests: dict[str, int] = defaultdict(int)
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     # ---------------------------------------------------------------- what the daemon tells
 
@@ -187,7 +187,7 @@ class Metrics(Collector):
 
     def render(self) -> bytes:
         """The body of ``GET /metrics``."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
         """All samples; called by the registry."""
