@@ -11,9 +11,10 @@
                                      undo=lambda c: post("payments", f"/charges/{c.id}/refund"))
             return {"receipt": charge.id}
 
-``exec`` is a plain coroutine that the engine itself steps with ``send`` and ``throw``: no event loop, no task.  It must be
-deterministic: the same payload and the same outcomes lead to the same steps, because after a crash it is run again from
-the start over the recorded outcomes.  I/O happens only inside steps; awaiting anything else is an error that says so.
+``exec`` is a plain coroutine that the engine itself steps with ``send`` and ``throw``: no event loop, no task.  It
+must be deterministic: the same payload and the same outcomes lead to the same steps, because after a crash it is run
+again from the start over the recorded outcomes.  I/O happens only inside steps; awaiting anything else is an error
+that says so.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ T = TypeVar("T")
 class Retry(Struct, frozen=True, kw_only=True):
     """How often a *known* negative answer is asked again; unknown answers are retried until known and do not count.
 
-    ``attempts`` is the total number of answered calls; ``backoff`` is ``fixed`` or ``exponential``; ``first`` and ``max`` are
-    durations (``"100ms"``); ``jitter`` is the part of a delay that is random, 0 to 1.
+    ``attempts`` is the total number of answered calls; ``backoff`` is ``fixed`` or ``exponential``; ``first`` and
+    ``max`` are durations (``"100ms"``); ``jitter`` is the part of a delay that is random, 0 to 1.
     """
 
     attempts: int = 1
@@ -79,6 +80,7 @@ class StepCall(Struct, frozen=True, kw_only=True):
     into: Any = None
     undo: Undo | None = None
     undo_retry: Retry | None = None
+    undo_timeout: str | None = None
     retry: Retry | None = None
     timeout: str | None = None
     give_up_after: str | None = None
@@ -135,12 +137,34 @@ class Saga:
         self.now = now  # ms since 1970 of the record that brought exec here: the same on replay
 
     @overload
-    def step(self, name: str, request: Request, *, into: type[T], undo: Undo | None = ..., retry: Retry | None = ...,
-             undo_retry: Retry | None = ..., timeout: str | None = ..., give_up_after: str | None = ...) -> Awaitable[T]: ...  # fmt: skip
+    def step(
+        self,
+        name: str,
+        request: Request,
+        *,
+        into: type[T],
+        undo: Undo | None = ...,
+        retry: Retry | None = ...,
+        undo_retry: Retry | None = ...,
+        undo_timeout: str | None = ...,
+        timeout: str | None = ...,
+        give_up_after: str | None = ...,
+    ) -> Awaitable[T]: ...
     @overload
-    def step(self, name: str, request: Request | Callable[..., Awaitable[Any]], *args: Any, into: Any = ...,
-             undo: Undo | Callable[..., Any] | None = ..., retry: Retry | None = ..., undo_retry: Retry | None = ...,
-             timeout: str | None = ..., give_up_after: str | None = ..., service: str = ...) -> Awaitable[Any]: ...  # fmt: skip
+    def step(
+        self,
+        name: str,
+        request: Request | Callable[..., Awaitable[Any]],
+        *args: Any,
+        into: Any = ...,
+        undo: Undo | Callable[..., Any] | None = ...,
+        retry: Retry | None = ...,
+        undo_retry: Retry | None = ...,
+        undo_timeout: str | None = ...,
+        timeout: str | None = ...,
+        give_up_after: str | None = ...,
+        service: str = ...,
+    ) -> Awaitable[Any]: ...
     def step(
         self,
         name: str,
@@ -150,19 +174,29 @@ class Saga:
         undo: Any = None,
         retry: Retry | None = None,
         undo_retry: Retry | None = None,
+        undo_timeout: str | None = None,
         timeout: str | None = None,
         give_up_after: str | None = None,
         service: str = "local",
     ) -> Awaitable[Any]:
         """Runs a step once and for all; on replay returns what was recorded.
 
-        ``request`` is a Request to a service, or an ``async`` function called with ``args`` (its result is recorded; name
-        the ``service`` it stands for to give it a breaker).  ``undo`` is a Request, or a function of the outcome that
-        returns one; an ``async`` function given as undo is called with the outcome.  Raises StepFailed.
+        ``request`` is a Request to a service, or an ``async`` function called with ``args`` (its result is recorded;
+        name the ``service`` it stands for to give it a breaker).  ``undo`` is a Request, or a function of the outcome
+        that returns one; an ``async`` function given as undo is called with the outcome.  Raises StepFailed.
         """
         what = request if isinstance(request, Request) else LocalCall(request, args, service)
-        return StepCall(name=name, request=what, into=into, undo=undo, retry=retry, undo_retry=undo_retry,
-                        timeout=timeout, give_up_after=give_up_after)  # fmt: skip
+        return StepCall(
+            name=name,
+            request=what,
+            into=into,
+            undo=undo,
+            retry=retry,
+            undo_retry=undo_retry,
+            undo_timeout=undo_timeout,
+            timeout=timeout,
+            give_up_after=give_up_after,
+        )
 
     def all(self, *branches: Awaitable[Any]) -> Awaitable[list[Any]]:
         """Runs steps or coroutines side by side; the first failure is raised, once.
@@ -196,7 +230,9 @@ class App:
         self.commands: dict[tuple[str, int], CommandType] = {}
         self.clients: dict[str, Any] = {}
 
-    def command(self, *, services: tuple[str, ...] | list[str] = (), version: int = 1, name: str | None = None) -> Callable[[type[T]], type[T]]:  # fmt: skip
+    def command(
+        self, *, services: tuple[str, ...] | list[str] = (), version: int = 1, name: str | None = None
+    ) -> Callable[[type[T]], type[T]]:
         """Registers a ``msgspec.Struct`` with ``async def exec(self, saga)``.
 
         ``services`` are those whose outage suspends its intake; a type that declares none is suspended by any.

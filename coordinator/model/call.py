@@ -53,6 +53,7 @@ class Call(Struct, frozen=True, kw_only=True):
     epoch: int
     attempt: int
     timeout_ms: int | None  # None: the service's own
+    sent_at: float = 0  # ms since 1970, for the metrics
 
     @property
     def fence(self) -> str:

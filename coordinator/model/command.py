@@ -56,8 +56,8 @@ class Operation(StrEnum):
 class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A client's request to run a command.
 
-    Exactly one of ``type`` (a registered or code type, ``version`` optional: the newest) and ``definition`` (inline JSON
-    definition).  ``payload`` is any JSON value.  ``timeout`` is the command's deadline as a duration.  ``admit_within``:
+    Exactly one of ``type`` (a registered or code type, ``version`` optional: the newest) and ``definition`` (inline
+    JSON definition).  ``payload`` is any JSON value.  ``timeout`` is the command's deadline as a duration.  ``admit_within``:
     instead of a refusal at once, wait so long for a free slot.
     """
 

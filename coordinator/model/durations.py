@@ -1,8 +1,10 @@
-"""Durations as people write them: ``200ms``, ``5s``, ``2m``, ``24h``, ``30d``; in the program always whole milliseconds."""
+"""Durations as people write them: ``200ms``, ``5s``, ``2m``, ``24h``, ``30d``; in the program always whole
+milliseconds."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
@@ -10,6 +12,7 @@ DURATION_RULE = "a duration is a number and a unit (ms, s, m, h, d), for example
 _YEARS_100 = 100 * 365 * 86_400_000
 
 
+@lru_cache(4096)
 def parse_duration(text: object) -> int:
     """Milliseconds of ``text``; raises ValueError with a sentence that says what is allowed."""
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None

@@ -1,9 +1,9 @@
 """What the log holds.
 
-A record is a msgpack array ``[kind, schema, token, at, …]``: the kind's number, the version of its layout, the token of the
-ownership that wrote it (DESIGN section 4: a record is valid iff the last Epoch before it carries its token), and the
-writer's time in milliseconds since 1970.  Further fields are positional; a new schema version may only append fields,
-with defaults, so that old records stay readable for ever.  ``tests/golden`` holds the bytes.
+A record is a msgpack array ``[kind, schema, token, at, …]``: the kind's number, the version of its layout, the token
+of the ownership that wrote it (DESIGN section 4: a record is valid iff the last Epoch before it carries its token),
+and the writer's time in milliseconds since 1970.  Further fields are positional; a new schema version may only append
+fields, with defaults, so that old records stay readable for ever.  ``tests/golden`` holds the bytes.
 
 Values that clients and services chose (payloads, outcomes, results) stay raw msgpack: they are decoded only by whoever
 needs them, and leave as they came.
@@ -25,9 +25,9 @@ NIL: Final = Raw(b"\xc0")  # msgpack null
 class Failure(Struct, frozen=True, array_like=True, omit_defaults=True):
     """Why a step or a command failed.
 
-    ``code`` is a word a program can test (``declined``, ``http_409``, ``deadline_exceeded``, ``poison`` …), ``message`` a
-    sentence, ``status`` the HTTP status where there was one, ``body`` the service's answer as raw msgpack,
-    ``traceback`` text for a poison command.
+    ``code`` is a word a program can test (``declined``, ``http_409``, ``deadline_exceeded``, ``poison`` …),
+    ``message`` a sentence, ``status`` the HTTP status where there was one, ``body`` the service's answer as raw
+    msgpack, ``traceback`` text for a poison command.
     """
 
     code: str
@@ -82,9 +82,9 @@ class Outcome(Struct, frozen=True, array_like=True, tag_field="kind", tag=2):
 class StepFailed(Struct, frozen=True, array_like=True, tag_field="kind", tag=3):
     """A step was answered in the negative, or given up.
 
-    ``undo`` tells that the step's undo was called.  ``verdict`` is what follows: ``retry`` (attempts are left, the next is due
-    ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator).  An empty step
-    means the command's own code (poison).
+    ``undo`` tells that the step's undo was called.  ``verdict`` is what follows: ``retry`` (attempts are left, the
+    next is due ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator).  An
+    empty step means the command's own code (poison).
     """
 
     schema: int

@@ -1,4 +1,5 @@
-"""The settings that the pure core and the gateway are given; `server.config` reads them from file, environment and flags."""
+"""The settings that the pure core and the gateway are given; `server.config` reads them from file, environment and
+flags."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ class BreakerSettings(Struct, frozen=True, kw_only=True):
 class ServiceSettings(Struct, frozen=True, kw_only=True):
     """One downstream service.
 
-    ``url``: ``http://``, ``https://``, or ``grpc://`` / ``grpcs://`` host:port; empty for a client plugged in by the application.
-    ``timeout_ms`` bounds a whole call, ``connect_timeout_ms`` its connection.  ``max_in_flight`` bounds calls and connections.
+    ``url``: ``http://``, ``https://``, or ``grpc://`` / ``grpcs://`` host:port; empty for a client plugged in by the
+    application.  ``timeout_ms`` bounds a whole call, ``connect_timeout_ms`` its connection.  ``max_in_flight`` bounds
+    calls and connections.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The port that the three transports call, and the events that come back.
 
-`pipeline.Pipeline` implements Front.  Everything here runs on one event loop; a watcher is called from it, never from inside the
-call that registered it.
+`pipeline.Pipeline` implements Front.  Everything here runs on one event loop; a watcher is called from it, never from
+inside the call that registered it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from coordinator.model.command import CommandView, Operation, Submission
 class Event(Struct, frozen=True):
     """Something durable happened to a command.
 
-    ``kind``: ``accepted`` (its Submitted is durable), ``step`` (an Outcome, StepFailed or Undone: see ``record``), ``state``
-    (the shown state changed: delayed, blocked, paused, …), ``final`` (``view`` is the end) and ``error`` (``error`` says why
-    no more will come here; retryable: ask again with the same id).  ``position`` is the record's place in the log,
-    ``record`` a history entry as `Front.history` gives.  ``view`` comes with ``accepted`` and ``final``.
+    ``kind``: ``accepted`` (its Submitted is durable), ``step`` (an Outcome, StepFailed or Undone: see ``record``),
+    ``state`` (the shown state changed: delayed, blocked, paused, …), ``final`` (``view`` is the end) and ``error``
+    (``error`` says why no more will come here; retryable: ask again with the same id).  ``position`` is the record's
+    place in the log, ``record`` a history entry as `Front.history` gives.  ``view`` comes with ``accepted`` and
+    ``final``.
     """
 
     kind: Literal["accepted", "step", "state", "final", "error"]
@@ -66,8 +67,8 @@ class Front(Protocol):
     def submit(self, submission: Submission, watcher: Watcher | None) -> tuple[str, Unwatch]:
         """Admits a command or raises at once; returns its id.
 
-        The watcher then gets ``accepted`` when it is durable (or ``error`` when that could not be confirmed), ``step`` and
-        ``state`` events, and ``final``.  Never blocks and makes no task: TCP calls it once a frame.
+        The watcher then gets ``accepted`` when it is durable (or ``error`` when that could not be confirmed),
+        ``step`` and ``state`` events, and ``final``.  Never blocks and makes no task: TCP calls it once a frame.
         """
         ...
 
@@ -78,10 +79,13 @@ class Front(Protocol):
     async def get(self, id: str, wait_ms: int = 0) -> CommandView: ...
 
     def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
-        """Events of a known command: first what is recorded after position ``after`` (all if None), then as they happen."""
+        """Events of a known command: first what is recorded after position ``after`` (all if None), then as they
+        happen."""
         ...
 
-    async def list_commands(self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None) -> CommandPage: ...  # fmt: skip
+    async def list_commands(
+        self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None
+    ) -> CommandPage: ...
 
     async def history(self, id: str) -> list[dict[str, Any]]:
         """Every record: ``{"kind", "position", "at", "step"?, "by"?, …}`` in log order."""
@@ -91,7 +95,17 @@ class Front(Protocol):
 
     async def diagram(self, id: str) -> str: ...
 
-    async def control(self, id: str, operation: Operation, *, reason: str, by: str, step: str = "", input: Any = None, replace_input: bool = False) -> CommandView:  # fmt: skip
+    async def control(
+        self,
+        id: str,
+        operation: Operation,
+        *,
+        reason: str,
+        by: str,
+        step: str = "",
+        input: Any = None,
+        replace_input: bool = False,
+    ) -> CommandView:
         """pause, resume, cancel, abort, retry, requeue; returns the view once the Control record is durable."""
         ...
 
@@ -108,7 +122,8 @@ class Front(Protocol):
     async def cluster(self) -> dict[str, Any]: ...
 
     async def register(self, name: str, version: int, content: dict[str, Any], by: str) -> bool:
-        """Registers a definition durably; False if the same content was there; raises DefinitionConflict, InvalidPayload."""
+        """Registers a definition durably; False if the same content was there; raises DefinitionConflict,
+        InvalidPayload."""
         ...
 
     async def definition(self, name: str, version: int | None) -> dict[str, Any]: ...

@@ -1,0 +1,346 @@
+"""What follows from a command's fold: the one place where the course of a command is decided.
+
+    paused? → call nothing new          aborted? → end          poison? → wait for an operator
+    forward: call every pending step; exec has returned → resolve and undo what was left behind → completed
+    ending:  (a) resolve: call every step in doubt until its outcome is known, even if this instance never called it
+             (b) undo what is recorded, one at a time, in reverse order of the recorded outcomes
+             (c) compensated; or failed, when nothing was recorded
+
+Only reads the fold and drives the Execution over it, so running it again, here or on another instance, decides the
+same.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Raw
+
+from coordinator.engine.retry import backoff_ms
+from coordinator.engine.service import Work
+from coordinator.engine.state import Command, Contrary
+from coordinator.engine.stepper import Execution, Pending, traceback_of
+from coordinator.errors import CoordinatorError
+from coordinator.model.call import LocalCall, Request
+from coordinator.model.command import State
+from coordinator.model.durations import parse_duration
+from coordinator.model.records import NIL, SCHEMA, Failure, Finished, StepFailed, raw, unraw
+from coordinator.saga import Blocked, CommandFailed, Delayed, Retry, Saga, StepCall
+from coordinator.saga import StepFailed as StepFailedError
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from coordinator.engine.engine import Engine
+
+_ONCE = Retry()
+
+
+def command(engine: Engine, command: Command, now: float) -> None:
+    """Decides what follows for one command whose fold, or whose work, has changed."""
+    if command.finished is not None or command.finishing:
+        return
+    if command.aborted:
+        command.failure = Failure("aborted", command.reason or "aborted by an operator")
+        engine.propose(command, _end(command, State.ABORTED, now))
+        return
+    execution = _synchronise(engine, command, now)
+    if command.paused:
+        engine.withhold(command.work.values())
+    elif execution is None or command.poison is not None:
+        return
+    elif command.failure is not None:
+        _compensate(engine, command, execution, now)
+    elif execution.done:
+        _complete(engine, command, execution, now)
+    else:
+        for waiting in execution.pending.values():
+            _call_step(engine, command, waiting, now)
+
+
+# ---------------------------------------------------------------- exec
+
+
+def _synchronise(engine: Engine, command: Command, now: float) -> Execution | None:
+    """Brings the execution to where the fold is; None while there is none (poison, or told to run again later)."""
+    if command.rerun_at:
+        if now < command.rerun_at and command.contrary is None:
+            return None
+        command.rerun_at = 0
+        command.execution = None
+    if command.execution is None:
+        command.fed = 0
+        try:
+            command.execution = Execution(*_start(engine, command))
+        except Exception as error:
+            _poisoned(engine, command, error, now)
+            return None
+    execution = command.execution
+    trail = command.trail
+    while command.fed < len(trail):
+        if command.contrary is not None and command.fed == command.contrary_at:
+            execution.stop()
+        name, at, answer = trail[command.fed]
+        command.fed += 1
+        if isinstance(answer, Raw):
+            execution.outcome(name, answer, at)
+        else:
+            execution.failed(name, answer, at)
+    if command.contrary is not None and command.fed >= command.contrary_at:
+        execution.stop()
+    _conclude(engine, command, execution, now)
+    return None if execution.error is not None and command.failure is None else execution
+
+
+def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:
+    submitted = command.submitted
+    if submitted.definition != NIL:
+        resolved = engine.registry.resolve_inline(unraw(submitted.definition))
+    else:
+        resolved = engine.registry.resolve(submitted.type, submitted.version)
+    saga = Saga(
+        id=submitted.id,
+        type=submitted.type,
+        version=submitted.version,
+        attributes=submitted.attributes,
+        now=submitted.at,
+    )
+    return (lambda given: resolved.start(submitted.payload, given)), saga
+
+
+def _conclude(engine: Engine, command: Command, execution: Execution, now: float) -> None:
+    """Reads how exec ended, if it did: sets the command's failure, reschedules it, or parks it as poison."""
+    error = execution.error
+    if command.contrary is not None and (error is None or not isinstance(error, (StepFailedError, CommandFailed))):
+        command.failure = _CONTRARY[command.contrary]
+    elif error is None:
+        command.failure = None
+    elif isinstance(error, StepFailedError):
+        command.failure = msgspec.structs.replace(error.failure, step=error.step)
+    elif isinstance(error, CommandFailed):
+        command.failure = Failure(error.code, str(error))
+    elif wraps(error, (Delayed, Blocked)):
+        settings = engine.settings
+        jitter = engine.random.random() * settings.retry_jitter_ms
+        command.rerun_at = now + settings.slow_retry_interval_ms + jitter
+        engine.arm(command.rerun_at, "wake", command)
+    else:
+        _poisoned(engine, command, error, now)
+
+
+_CONTRARY = {
+    Contrary.CANCELLED: Failure("cancelled", "cancelled by an operator"),
+    Contrary.DEADLINE: Failure("deadline_exceeded", "the command's deadline passed"),
+}
+
+
+def wraps(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    """Whether ``error`` is one of ``kinds``, or was raised from one, or is a group that holds one."""
+    seen: BaseException | None = error
+    depth = 0
+    while seen is not None and depth < 32:
+        if isinstance(seen, kinds):
+            return True
+        if isinstance(seen, BaseExceptionGroup):
+            return any(wraps(each, kinds) for each in seen.exceptions)
+        seen = seen.__cause__
+        depth += 1
+    return False
+
+
+def _poisoned(engine: Engine, command: Command, error: BaseException, now: float) -> None:
+    if command.poison is not None or command.proposed or command.contrary is not None:
+        return
+    code = error.code if isinstance(error, CoordinatorError) else "poison"
+    failure = Failure(code, f"{type(error).__name__}: {error}", traceback=traceback_of(error))
+    command.proposed = True
+    engine.propose(command, StepFailed(SCHEMA, b"", int(now), command.id, "", "", 0, failure, "parked"))
+
+
+# ---------------------------------------------------------------- forward
+
+
+def _complete(engine: Engine, command: Command, execution: Execution, now: float) -> None:
+    """Exec has returned; what an abandoned branch left behind is resolved and undone first."""
+    if not _resolved(engine, command, execution, now):
+        return
+    if execution.lost and not _undone(engine, command, execution, execution.lost, now):
+        return
+    try:
+        result = raw(msgspec.to_builtins(execution.result))
+    except Exception as error:
+        _poisoned(engine, command, error, now)
+        return
+    engine.propose(command, _end(command, State.COMPLETED, now, result))
+
+
+def _compensate(engine: Engine, command: Command, execution: Execution, now: float) -> None:
+    if not _resolved(engine, command, execution, now):
+        return
+    recorded = command.recorded()
+    if _undone(engine, command, execution, set(recorded), now):
+        engine.propose(command, _end(command, State.COMPENSATED if recorded else State.FAILED, now))
+
+
+def _end(command: Command, state: State, now: float, result: Raw = NIL) -> Finished:
+    return Finished(SCHEMA, b"", int(now), command.id, state.value, result, command.failure)
+
+
+def _resolved(engine: Engine, command: Command, execution: Execution, now: float) -> bool:
+    """Asks for the outcome of every step in doubt; True when there is none left."""
+    for waiting in execution.orphans.values():
+        _call_step(engine, command, waiting, now)
+    return not execution.orphans
+
+
+def _call_step(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
+    name, call = waiting.name, waiting.call
+    if name in command.work:
+        return
+    step = command.steps.get(name)
+    request = call.request
+    since = waiting.since
+    if step is not None:
+        if step.parked or _waits(engine, command, step.retry_at, now):
+            return
+        since = max(since, step.released_at)
+        if step.input is not None:
+            request = _with_input(request, step.input)
+    give_up_at = since + parse_duration(call.give_up_after) if call.give_up_after else None
+    _offer(engine, command, name, request, call.retry, call, now, undo=False, give_up_at=give_up_at)
+
+
+def _waits(engine: Engine, command: Command, retry_at: int, now: float) -> bool:
+    if retry_at > now:
+        engine.arm(retry_at, "wake", command)
+        return True
+    return False
+
+
+def _offer(
+    engine: Engine,
+    command: Command,
+    name: str,
+    request: Request | LocalCall,
+    retry: Retry | None,
+    call: StepCall,
+    now: float,
+    *,
+    undo: bool,
+    give_up_at: float | None = None,
+) -> None:
+    timeout = (call.undo_timeout or call.timeout) if undo else call.timeout
+    timeout_ms = parse_duration(timeout) if timeout else None
+    service = engine.service(request.service)
+    work = Work(command, name, service, request, undo=undo, retry=retry, timeout_ms=timeout_ms, give_up_at=give_up_at)
+    engine.offer(work, now)
+
+
+def _with_input(request: Request | LocalCall, input: Raw) -> Request | LocalCall:
+    """The request with its body (a local function's only argument) replaced."""
+    value = unraw(input)
+    if isinstance(request, Request):
+        return msgspec.structs.replace(request, body=value)
+    return msgspec.structs.replace(request, args=(value,))
+
+
+# ---------------------------------------------------------------- undo
+
+
+def _undone(engine: Engine, command: Command, execution: Execution, names: set[str], now: float) -> bool:
+    """Undoes the recorded outcomes of ``names``, last first, one at a time; True when nothing is left to undo."""
+    clean = True
+    for name in reversed(command.recorded()):
+        call = execution.calls.get(name)
+        step = command.steps[name]
+        if name not in names or step.undone or call is None or call.undo is None:
+            continue
+        if step.parked:
+            clean = False
+            if command.skip_parked:
+                continue
+            return False
+        if name not in command.work and not _waits(engine, command, step.retry_at, now):
+            _call_undo(engine, command, name, call, now)
+        return False
+    return clean
+
+
+def _call_undo(engine: Engine, command: Command, name: str, call: StepCall, now: float) -> None:
+    step = command.steps[name]
+    assert step.outcome is not None
+    try:
+        request = _undo_request(call, step.outcome)
+        if step.undo_input is not None:
+            request = _with_input(request, step.undo_input)
+    except Exception as error:
+        if not command.proposed:
+            failure = Failure("undo_request", f"{type(error).__name__}: {error}", traceback=traceback_of(error))
+            record = StepFailed(
+                SCHEMA, b"", int(now), command.id, name, step.service, step.undo_attempts, failure, "parked", undo=True
+            )
+            engine.propose(command, record)
+            command.proposed = True
+        return
+    _offer(engine, command, name, request, call.undo_retry, call, now, undo=True)
+
+
+def _undo_request(call: StepCall, outcome: Raw) -> Request | LocalCall:
+    undo = call.undo
+    if isinstance(undo, (Request, LocalCall)):
+        return undo
+    assert undo is not None
+    value = unraw(outcome) if call.into is None else msgspec.msgpack.decode(outcome, type=call.into)
+    if inspect.iscoroutinefunction(undo):
+        return LocalCall(undo, (value,), call.request.service)
+    request = undo(value)
+    if not isinstance(request, (Request, LocalCall)):
+        raise TypeError(f"the undo of a step is a Request or returns one, not {type(request).__name__}")
+    return request
+
+
+# ---------------------------------------------------------------- answers
+
+
+def negative(command: Command, work: Work, failure: Failure, answered: int, now: float, random: Random) -> StepFailed:
+    """The record of a known negative answer, its verdict included.
+
+    A step in doubt is not tried again: what was asked is known now.  An undo has nowhere to fail to: it is parked.
+    """
+    retry = work.retry or _ONCE
+    retry_at = 0
+    if answered < retry.attempts and (work.undo or not command.ending):
+        verdict = "retry"
+        retry_at = int(now) + backoff_ms(retry, answered, random)
+    else:
+        verdict = "parked" if work.undo else "failed"
+    return StepFailed(
+        SCHEMA,
+        b"",
+        int(now),
+        command.id,
+        work.step,
+        work.service.name,
+        answered,
+        failure,
+        verdict,
+        undo=work.undo,
+        retry_at=retry_at,
+    )
+
+
+def given_up(command: Command, work: Work, failure: Failure, now: float) -> StepFailed:
+    """The record of a step whose answer stayed unknown for too long: parked, in doubt."""
+    step = command.steps.get(work.step)
+    answered = 0 if step is None else step.undo_attempts if work.undo else step.attempts
+    told = msgspec.structs.replace(failure, code="gave_up", message=f"no answer in time: {failure.message}")
+    return StepFailed(
+        SCHEMA, b"", int(now), command.id, work.step, work.service.name, answered, told, "parked", undo=work.undo
+    )
+
+
+def parked_names(command: Command) -> list[str]:
+    """The steps of a command that are dead letters."""
+    return [name for name, step in command.steps.items() if step.parked]

@@ -1,0 +1,485 @@
+"""The engine: folds records into commands, decides what follows, and keeps count of what is under way.
+
+    apply(record) ─▶ the command's fold changes, the command is dirty
+    answer / tick / control / submit ─▶ a record is proposed (it counts only when it comes back by `apply`)
+    take() ─▶ decides for every dirty command, releases what services may be asked, hands out records and calls
+
+`take` is called once a batch, not once a record.  The engine serves all partitions that this instance owns; services,
+slots and timers are the instance's.  One writer, the pipeline, so there are no locks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Raw
+
+from coordinator.admission import gate
+from coordinator.engine import decide
+from coordinator.engine.kinds import HANDLERS
+from coordinator.engine.registry import Registry
+from coordinator.engine.service import Service, Stage, Work
+from coordinator.engine.state import Command, Contrary
+from coordinator.engine.transitions import legal, legal_states
+from coordinator.errors import IllegalState, InvalidPayload, UnknownStep
+from coordinator.model.call import Answer, Call, Verdict
+from coordinator.model.command import FINAL, Operation, State
+from coordinator.model.ids import CommandId
+from coordinator.model.records import (
+    SCHEMA,
+    CommandRecord,
+    Control,
+    Epoch,
+    Failure,
+    Finished,
+    Outcome,
+    Record,
+    Registered,
+    StepFailed,
+    Submitted,
+    Timer,
+    Undone,
+)
+from coordinator.model.settings import EngineSettings, ServiceSettings
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+class Output(NamedTuple):
+    """What is to be done: append ``records`` (partition, record), make ``calls``, tell of ``finished`` and
+    ``touched`` commands.
+
+    Calls and notices follow from records that are durable already; the records follow from nothing and bind nobody yet.
+    """
+
+    records: list[tuple[int, Record]]
+    calls: list[Call]
+    finished: list[Command]
+    touched: list[Command]
+
+
+class Shard:
+    """One owned partition: the token and epoch that its records and calls carry."""
+
+    __slots__ = ("commands", "epoch", "token")
+
+    def __init__(self, token: bytes, epoch: int) -> None:
+        self.token = token
+        self.epoch = epoch
+        self.commands: dict[CommandId, Command] = {}
+
+
+class Engine:
+    """All uncompleted commands of this instance.  ``now`` is always milliseconds since 1970."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        services: Mapping[str, ServiceSettings],
+        registry: Registry,
+        random: Random,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.random = random
+        self.commands: dict[CommandId, Command] = {}
+        self.shards: dict[int, Shard] = {}
+        self.replaying: dict[int, dict[CommandId, Command]] = {}
+        self.services = {name: Service(each, settings, random) for name, each in services.items()}
+        self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
+        self.slots: set[CommandId] = set()
+        self._dirty: dict[CommandId, Command] = {}
+        self._releasable: dict[str, Service] = {}
+        self._timers: list[tuple[float, int, str, CommandId, str]] = []
+        self._sequence = 0
+        self._records: list[tuple[int, Record]] = []
+        self._finished: list[Command] = []
+        self._frozen = False
+
+    # ------------------------------------------------------------ ownership
+
+    def open(self, partition: int, token: bytes, epoch: int) -> None:
+        """The partition is replayed and owned: its uncompleted commands are resumed with the next `take`."""
+        shard = self.shards[partition] = Shard(token, epoch)
+        shard.commands = self.replaying.pop(partition, {})
+        self.commands.update(shard.commands)
+        self._dirty.update(shard.commands)
+        for command in shard.commands.values():
+            self._arm_deadline(command)
+
+    def close(self, partition: int) -> list[Command]:
+        """The partition is not owned any more: forget its commands; answers under way will be ignored."""
+        shard = self.shards.pop(partition, None)
+        self.replaying.pop(partition, None)
+        self._records = [(at, record) for at, record in self._records if at != partition]
+        self.reserved = {id: kept for id, kept in self.reserved.items() if kept[1] != partition}
+        commands = list(shard.commands.values()) if shard else []
+        for command in commands:
+            self._drop_work(command)
+            self.commands.pop(command.id, None)
+            self.slots.discard(command.id)
+            self._dirty.pop(command.id, None)
+            _end_execution(command)
+        return commands
+
+    # ------------------------------------------------------------ the fold
+
+    def apply(self, partition: int, offset: int, record: Record) -> Command | None:
+        """Folds one durable, valid record; returns the command it belongs to.
+
+        The record joins the command's history.  The same function live and on replay.
+        """
+        shard = self.shards.get(partition)
+        commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
+        if isinstance(record, Submitted):
+            command = self._submitted(partition, offset, record, commands)
+        elif isinstance(record, Registered):
+            self.registry.add(record.name, record.version, record.content)
+            return None
+        elif isinstance(record, Epoch):
+            return None
+        else:
+            found = commands.get(record.id)
+            if found is None or found.finished is not None:
+                return None  # the command has ended: nothing after its end counts
+            HANDLERS[type(record)](found, record)
+            command = found
+        command.touched = max(command.touched, record.at)
+        command.history.append((offset, record))
+        if shard is not None:
+            self._dirty[command.id] = command
+            self._settle(command, record)
+        elif command.finished is not None:
+            del commands[command.id]
+            self._finished.append(command)
+        return command
+
+    def _submitted(self, partition: int, offset: int, record: Submitted, into: dict[CommandId, Command]) -> Command:
+        known = into.get(record.id)
+        if known is not None:
+            return known
+        command = into[record.id] = Command(partition, offset, record)
+        if partition in self.shards:
+            self.reserved.pop(record.id, None)
+            self.commands[record.id] = command
+            self.slots.add(record.id)
+            self._arm_deadline(command)
+        return command
+
+    def _settle(self, command: Command, record: Record) -> None:
+        """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
+        if isinstance(record, Control):
+            _end_execution(command)
+        elif isinstance(record, (Outcome, StepFailed, Undone)):
+            command.proposed = False
+            work = command.work.pop(record.step, None)
+            if work is not None and work.stage is not Stage.SETTLING:
+                self._drop(work)
+
+    # ------------------------------------------------------------ events in
+
+    def submit(self, request: gate.Request, record: Submitted, partition: int, now: float) -> gate.Decision:
+        """Admits a command: proposes its Submitted, or attaches to a known one; raises a CoordinatorError to refuse.
+
+        ``record`` comes without a token; the shard's is put in.
+        """
+        known = self.commands.get(record.id)
+        if known is not None:
+            fingerprint: bytes | None = known.submitted.fingerprint
+        else:
+            fingerprint = self.reserved.get(record.id, (None, 0))[0]
+        decision = gate.admit(request, fingerprint, self._load(now))
+        if decision is gate.Decision.ADMIT:
+            self.reserved[record.id] = (record.fingerprint, partition)
+            self._propose(partition, record)
+        return decision
+
+    def _load(self, now: float) -> gate.Load:
+        return gate.Load(
+            used=len(self.slots) + len(self.reserved),
+            limit=self.settings.max_commands,
+            suspended=self.suspended(now),
+            suspend=self.settings.suspend,
+            retry_after_ms=max(100, self.settings.slow_retry_interval_ms),
+        )
+
+    def suspended(self, now: float) -> dict[str, int]:
+        """Services whose intake is suspended, each with the delay (ms) after which a client should ask again."""
+        found = {}
+        for name, service in self.services.items():
+            if service.suspended(now):
+                found[name] = max(self.settings.slow_retry_interval_ms, round(service.breaker.until - now), 100)
+        return found
+
+    def answer(self, call: Call, answer: Answer, now: float) -> None:
+        """The answer to a call; answers to older attempts, epochs or dropped work are ignored."""
+        command = self.commands.get(call.command)
+        work = command.work.get(call.step) if command else None
+        shard = self.shards.get(call.partition)
+        if (
+            command is None
+            or work is None
+            or shard is None
+            or shard.epoch != call.epoch
+            or work.stage is not Stage.CALLING
+            or work.attempt != call.attempt
+        ):
+            return
+        service = work.service
+        self._releasable[service.name] = service
+        if answer.verdict in (Verdict.DELAYED, Verdict.BLOCKED):
+            self._unknown(command, work, answer, now)
+            return
+        service.known(work, now)
+        step = command.steps.get(work.step)
+        answered = 1 + (0 if step is None else step.undo_attempts if work.undo else step.attempts)
+        if answer.verdict is Verdict.FAILURE:
+            failure = answer.failure or Failure("failed")
+            self._propose(command.partition, decide.negative(command, work, failure, answered, now, self.random))
+        elif work.undo:
+            self._propose(
+                command.partition,
+                Undone(SCHEMA, b"", int(now), command.id, work.step, service.name, answered, answer.outcome),
+            )
+        else:
+            self._propose(
+                command.partition,
+                Outcome(SCHEMA, b"", int(now), command.id, work.step, service.name, answered, answer.outcome),
+            )
+
+    def _unknown(self, command: Command, work: Work, answer: Answer, now: float) -> None:
+        failure = answer.failure or Failure("unknown")
+        if work.give_up_at is not None and now >= work.give_up_at:
+            self._give_up(command, work, failure, now)
+            return
+        down = answer.verdict is Verdict.BLOCKED
+        work.service.unknown(work, now, failure, answer.retry_after_ms, down=down)
+        self._dirty[command.id] = command
+
+    def _give_up(self, command: Command, work: Work, failure: Failure, now: float) -> None:
+        work.service.gave_up(work, now)
+        self._propose(command.partition, decide.given_up(command, work, failure, now))
+
+    def control(
+        self, id: CommandId, operation: Operation, now: float, *, reason: str, by: str, step: str, input: Raw | None
+    ) -> bool:
+        """Proposes an operator's request; False if it is in effect already; raises IllegalState or UnknownStep."""
+        command = self.commands[id]
+        state = command.state
+        if _in_effect(command, operation):
+            return False
+        if not legal(state, operation):
+            raise IllegalState(
+                f"{operation} is not legal while the command is {state}", legal_states=legal_states(operation)
+            )
+        if operation is Operation.REQUEUE:
+            self._requeueable(command, step)
+        self._propose(
+            command.partition,
+            Control(SCHEMA, b"", int(now), id, operation.value, reason=reason, by=by, step=step, input=input),
+        )
+        return True
+
+    def _requeueable(self, command: Command, name: str) -> None:
+        if not name:
+            raise InvalidPayload.at("$.step", "the name of the dead-lettered step is needed")
+        step = command.steps.get(name)
+        if step is None:
+            raise UnknownStep(f"the command has no step {name!r}; dead letters: {decide.parked_names(command)}")
+        if not step.parked:
+            raise IllegalState(
+                f"step {name!r} is no dead letter; dead letters: {decide.parked_names(command)}",
+                legal_states=legal_states(Operation.REQUEUE),
+            )
+
+    def register(self, record: Registered, partition: int) -> None:
+        """Proposes a definition."""
+        self._propose(partition, record)
+
+    def set_breaker(self, service: Service, state: str | None, now: float) -> None:
+        """An operator's hold on a breaker."""
+        service.force(state, now)
+        self._releasable[service.name] = service
+
+    # ------------------------------------------------------------ time
+
+    def due(self, now: float) -> float | None:
+        """When `tick` should be called next."""
+        first = self._timers[0][0] if self._timers else None
+        for service in self.services.values():
+            if len(service.queue):
+                due = service.due(now)
+                if due is not None and (first is None or due < first):
+                    first = due
+        return first
+
+    def tick(self, now: float) -> None:
+        """Times that have come; late is as good as in time."""
+        while self._timers and self._timers[0][0] <= now:
+            _, _, kind, id, name = heapq.heappop(self._timers)
+            command = self.commands.get(id)
+            if command is not None and command.finished is None:
+                self._timer(command, kind, name, now)
+        for service in self.services.values():
+            if len(service.queue):
+                self._releasable[service.name] = service
+
+    def _timer(self, command: Command, kind: str, name: str, now: float) -> None:
+        if kind == "deadline":
+            if command.contrary is None and not command.ending and not command.finishing and not command.aborted:
+                self._propose(command.partition, Timer(SCHEMA, b"", int(now), command.id, "deadline"))
+        elif kind == "give_up":
+            work = command.work.get(name)
+            waiting = work is not None and work.stage in (Stage.DELAYED, Stage.READY)
+            if work is not None and waiting and work.give_up_at is not None and now >= work.give_up_at:
+                self._give_up(command, work, work.failure or Failure("unknown"), now)
+        else:
+            self._dirty[command.id] = command
+
+    def arm(self, due: float, kind: str, command: Command, name: str = "") -> None:
+        """A volatile timer: ``deadline``, ``give_up`` or ``wake``."""
+        self._sequence += 1
+        heapq.heappush(self._timers, (due, self._sequence, kind, command.id, name))
+
+    def _arm_deadline(self, command: Command) -> None:
+        deadline = command.deadline
+        if deadline is not None:
+            self.arm(deadline, "deadline", command)
+
+    # ------------------------------------------------------------ out
+
+    def take(self, now: float) -> Output:
+        """Decides for all dirty commands; returns what has gathered since the last time."""
+        calls: list[Call] = []
+        touched: list[Command] = []
+        while self._dirty or self._releasable:
+            dirty, self._dirty = self._dirty, {}
+            for command in dirty.values():
+                touched.append(command)
+                decide.command(self, command, now)
+                self._account(command)
+            releasable, self._releasable = self._releasable, {}
+            for service in () if self._frozen else releasable.values():
+                for work in service.release(now):
+                    calls.append(self._call(work, now))
+                    if work.failure is not None:
+                        touched.append(work.command)
+        records, self._records = self._records, []
+        finished, self._finished = self._finished, []
+        return Output(records, calls, finished, touched)
+
+    def take_replayed(self) -> list[Command]:
+        """The commands whose end has been replayed since the last time."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def active(self) -> int:
+        """Commands that move on by themselves at once: what a drain waits for (delayed ones would hold it for ever)."""
+        return sum(
+            command.finishing or any(not work.delayed for work in command.work.values())
+            for command in self.commands.values()
+        ) + len(self.reserved)
+
+    def freeze(self) -> None:
+        """Starts no more calls: the daemon is about to stop."""
+        self._frozen = True
+
+    def _account(self, command: Command) -> None:
+        if command.finished is not None:
+            self._forget(command)
+        elif command.holds_slot:
+            self.slots.add(command.id)
+        else:
+            self.slots.discard(command.id)
+
+    def _forget(self, command: Command) -> None:
+        self._drop_work(command)
+        self.slots.discard(command.id)
+        if self.commands.pop(command.id, None) is None:
+            return
+        shard = self.shards.get(command.partition)
+        if shard is not None:
+            shard.commands.pop(command.id, None)
+        self._finished.append(command)
+
+    def _propose(self, partition: int, record: Record) -> None:
+        self._records.append((partition, record))
+
+    def propose(self, command: Command, record: CommandRecord) -> None:
+        """A record that `decide` wants appended."""
+        if isinstance(record, Finished):
+            command.finishing = True
+        self._records.append((command.partition, record))
+
+    # ------------------------------------------------------------ work
+
+    def offer(self, work: Work, now: float) -> None:
+        """New work of a command."""
+        work.command.work[work.step] = work
+        work.service.offer(work, now)
+        self._releasable[work.service.name] = work.service
+        if work.give_up_at is not None:
+            self.arm(work.give_up_at, "give_up", work.command, work.step)
+
+    def service(self, name: str) -> Service:
+        """The service's state; a name without configuration (a local step's) gets the defaults."""
+        service = self.services.get(name)
+        if service is None:
+            service = self.services[name] = Service(ServiceSettings(name=name), self.settings, self.random)
+        return service
+
+    def _call(self, work: Work, now: float) -> Call:
+        command = work.command
+        command.calls_made += 1
+        work.attempt = command.calls_made
+        return Call(
+            command=command.id,
+            step=work.step,
+            undo=work.undo,
+            request=work.request,
+            key=f"{command.id}/{work.step}/undo" if work.undo else f"{command.id}/{work.step}",
+            partition=command.partition,
+            epoch=self.shards[command.partition].epoch,
+            attempt=work.attempt,
+            timeout_ms=work.timeout_ms,
+            sent_at=now,
+        )
+
+    def _drop(self, work: Work) -> None:
+        work.service.drop(work)
+        self._releasable[work.service.name] = work.service
+
+    def withhold(self, works: Iterable[Work]) -> None:
+        """Takes back work that has not been sent: its command is paused."""
+        for work in list(works):
+            if work.stage in (Stage.READY, Stage.DELAYED):
+                self._drop(work)
+                work.command.work.pop(work.step, None)
+
+    def _drop_work(self, command: Command) -> None:
+        for work in command.work.values():
+            if work.stage is not Stage.SETTLING:
+                self._drop(work)
+        command.work.clear()
+
+
+def _in_effect(command: Command, operation: Operation) -> bool:
+    """Whether the same request was granted before: asking twice is idempotent."""
+    if command.state in FINAL:
+        return False
+    if operation is Operation.PAUSE:
+        return command.paused
+    if operation is Operation.CANCEL:
+        return command.contrary is Contrary.CANCELLED and command.state is State.COMPENSATING
+    if operation is Operation.ABORT:
+        return command.aborted
+    return False
+
+
+def _end_execution(command: Command) -> None:
+    if command.execution is not None:
+        command.execution.stop()
+        command.execution = None

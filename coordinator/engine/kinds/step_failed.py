@@ -1,0 +1,33 @@
+"""StepFailed: a negative answer, or patience at its end.  The verdict was reached before the record was written, so
+that replay needs neither the step's policy nor chance: ``retry`` at a time, ``failed`` for good, or ``parked``."""
+
+from __future__ import annotations
+
+from coordinator.engine.state import Command, Step
+from coordinator.model.records import StepFailed
+
+
+def apply(command: Command, record: StepFailed) -> None:
+    if not record.step:
+        command.poison = record.failure
+        return
+    step = command.step(record.step, record.service)
+    if record.undo:
+        if step.undone or step.outcome is None:
+            return
+        step.undo_attempts = max(step.undo_attempts, record.attempt)
+    else:
+        if step.outcome is not None or step.failed:
+            return
+        step.attempts = max(step.attempts, record.attempt)
+        if record.verdict == "failed":
+            step.failed = True
+            command.trail.append((record.step, record.at, record.failure))
+    _settle(step, record)
+
+
+def _settle(step: Step, record: StepFailed) -> None:
+    step.failure = record.failure
+    step.parked = record.verdict == "parked"
+    step.retry_at = record.retry_at if record.verdict == "retry" else 0
+    step.answered_at = record.at

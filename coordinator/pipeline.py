@@ -1,0 +1,421 @@
+"""The straight line: transport → admission → log → engine → gateway → log → reply.  Read this module first.
+
+    submit ──▶ engine.submit ─┐                                  ┌─▶ gateway.send ──▶ answered ─┐
+                              ▼                                  │                              │
+                      a lane's outbox ──▶ log.append ──▶ engine.apply ──▶ engine.take           │
+                              ▲                                  │                              │
+                              └──────────────────────────────────┴─▶ watchers (replies)         │
+                              └────────────────────────── engine.answer ◀───────────────────────┘
+
+One rule makes it crash-safe: nothing is acted on before the record that says so is durable.  The engine can only act
+on what `apply` gave it, and `apply` is only called by `_confirmed`, with a batch that the log has settled.
+
+One Lane a partition, one task a lane, at most one append in flight a lane: what is proposed meanwhile shares the next
+one.  No task a command, a record or a call.  A lane's life is: acquire (a new epoch), replay, act, step down, acquire
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+import structlog
+from msgspec.structs import force_setattr
+
+from coordinator.engine import views
+from coordinator.engine.engine import Engine, Output
+from coordinator.engine.state import Command
+from coordinator.errors import CoordinatorError, CorruptLog, LogUnavailable, NoOwner, Starting
+from coordinator.gateway.base import Done
+from coordinator.log.base import Log, LogError
+from coordinator.log.owned import OwnedPartition, SteppedDown
+from coordinator.model.call import Answer, Call
+from coordinator.model.ids import position
+from coordinator.model.records import (
+    CommandRecord,
+    Epoch,
+    Finished,
+    Outcome,
+    Record,
+    Registered,
+    StepFailed,
+    Submitted,
+    Undone,
+)
+from coordinator.server.metrics import Metrics
+from coordinator.transport.base import Event
+from coordinator.view import FinishedCommand, View
+from coordinator.watchers import Watchers
+from coordinator.wire.codec import encode
+
+log = structlog.get_logger(__name__)
+
+BATCH_BYTES_MAX = 900_000  # of one append: below Kafka's default message limit
+RECORD_BYTES_MAX = 700_000
+REACQUIRE_FIRST_S, REACQUIRE_MAX_S = 0.1, 5.0
+CHECK_EVERY_S = 0.5
+STANDBY_PROBES = 3
+
+
+class Gateway(Protocol):
+    """What the pipeline needs of `gateway.Gateway`."""
+
+    def send(self, call: Call, done: Done) -> None: ...
+
+
+class Lane:
+    """One partition: its outbox, its one append in flight, and its life."""
+
+    def __init__(self, pipeline: Pipeline, partition: int) -> None:
+        self.pipeline = pipeline
+        self.partition = partition
+        self.outbox: list[Record] = []
+        self.writing: list[Record] = []
+        self.wake = asyncio.Event()
+        self.acting = False
+        self.refusal: CoordinatorError = Starting("the log is being replayed", retry_after_ms=200)
+        self.epoch = -1
+        self.acquired_at = 0
+        self.end = 0
+        self.owner: tuple[str, str] | None = None  # instance and address of who fenced us
+        self.epochs: list[tuple[int, bytes]] = []
+        self._pushed = 0
+        self._durable = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def push(self, record: Record) -> None:
+        self.outbox.append(record)
+        self._pushed += 1
+        self.wake.set()
+
+    def settled(self) -> asyncio.Future[None]:
+        """Done when all that has been pushed so far is durable and applied; fails if the partition is lost first."""
+        future: asyncio.Future[None] = self.pipeline.loop.create_future()
+        if self._durable >= self._pushed:
+            future.set_result(None)
+        else:
+            self._waiting.append((self._pushed, future))
+        return future
+
+    def settle(self, count: int) -> None:
+        """``count`` more records are durable and applied."""
+        self._durable += count
+        while self._waiting and self._waiting[0][0] <= self._durable:
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+
+    async def run(self) -> None:
+        """Owns the partition for as long as the process lives; ends only by cancellation or a corrupt log."""
+        delay = REACQUIRE_FIRST_S
+        while True:
+            owned = self.pipeline.owned_partition(self.partition)
+            try:
+                await self._acquire(owned)
+                delay = REACQUIRE_FIRST_S
+                await self._act(owned)
+            except SteppedDown as down:
+                self.pipeline.metrics.stepped_down(self.partition)
+                self._stepped_down(down)
+            except LogError as error:
+                self._unavailable(f"the log does not answer: {error}")
+            finally:
+                self._close()
+                await owned.close()
+            await self._before_next_attempt(delay)
+            delay = min(delay * 2, REACQUIRE_MAX_S)
+
+    async def _acquire(self, owned: OwnedPartition) -> None:
+        began = self.pipeline.now()
+        replay = _Replay(self, self.pipeline)
+        self.epochs = replay.epochs
+        epoch = await owned.acquire(replay.records)
+        if self.pipeline.view.ahead(self.partition, epoch):
+            raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
+        self.epoch = epoch
+        self.end = epoch + 1
+        self.owner = None
+        self.acquired_at = self.pipeline.now()
+        self.acting = True
+        self.pipeline.engine.open(self.partition, owned.token, epoch)
+        took = self.acquired_at - began
+        log.info("partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took)
+        self.pipeline.metrics.acquired(self.partition, epoch, took / 1000)
+        self.pipeline.on_acquired(self)
+
+    async def _act(self, owned: OwnedPartition) -> None:
+        while True:
+            if not self.outbox:
+                self.wake.clear()
+                try:
+                    async with asyncio.timeout(CHECK_EVERY_S):
+                        await self.wake.wait()
+                except TimeoutError:
+                    await owned.check()
+                    continue
+            records, encoded = self._batch(owned.token)
+            self.writing = records
+            began = self.pipeline.loop.time()
+            base = await owned.append(encoded)
+            self.writing = []
+            self.end = base + len(records)
+            self.pipeline.metrics.appended(self.partition, len(records), self.pipeline.loop.time() - began, self.end)
+            self.pipeline.confirmed(self, base, records)
+
+    def _batch(self, token: bytes) -> tuple[list[Record], list[bytes]]:
+        """As much of the outbox as one append may hold, encoded, with the token of this ownership."""
+        encoded: list[bytes] = []
+        size = 0
+        for record in self.outbox:
+            force_setattr(record, "token", token)
+            data = encode(record)
+            size += len(data)
+            if encoded and size > BATCH_BYTES_MAX:
+                break
+            encoded.append(data)
+        records = self.outbox[: len(encoded)]
+        del self.outbox[: len(encoded)]
+        return records, encoded
+
+    def _stepped_down(self, down: SteppedDown) -> None:
+        mine = down.by_instance is None or down.by_instance == self.pipeline.instance
+        if mine:
+            self._unavailable(f"stepped down: {down.reason}")
+            return
+        self.owner = (down.by_instance or "", down.by_address or "")
+        log.warning(
+            "stepped down: another instance owns the partition now",
+            partition=self.partition,
+            owner=down.by_instance,
+            address=down.by_address,
+            reason=down.reason,
+        )
+        self.refusal = NoOwner(
+            f"instance {down.by_instance} at {down.by_address} owns partition {self.partition} now", retry_after_ms=1000
+        )
+
+    def _unavailable(self, reason: str) -> None:
+        log.error("the log is not available; nothing is accepted or called", partition=self.partition, reason=reason)
+        self.refusal = LogUnavailable(reason, retry_after_ms=500)
+
+    def _close(self) -> None:
+        """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
+        lost = [*self.writing, *self.outbox]
+        self.acting, self.writing, self.outbox = False, [], []
+        self._durable = self._pushed
+        while self._waiting:
+            _, future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(self.refusal)
+        self.pipeline.closed(self, lost)
+
+    async def _before_next_attempt(self, delay: float) -> None:
+        """At once after a fault of our own; while another instance is alive, as its standby."""
+        if self.owner is None:
+            await asyncio.sleep(delay * (0.5 + self.pipeline.random.random()))
+            return
+        instance, address = self.owner
+        missed = 0
+        while missed < STANDBY_PROBES:
+            await asyncio.sleep(1.0)
+            missed = 0 if await self.pipeline.probe(address, instance) else missed + 1
+        log.warning("the owner does not answer any more: taking over", partition=self.partition, owner=instance)
+
+
+class _Replay:
+    """Folds what the log has, at the start of an ownership; finished commands go to the view."""
+
+    def __init__(self, lane: Lane, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.partition = lane.partition
+        self.epochs: list[tuple[int, bytes]] = []
+        self.count = 0
+        self._watermark = 0
+
+    def records(self, batch: list[tuple[int, Record]]) -> None:
+        engine, partition = self.pipeline.engine, self.partition
+        for offset, record in batch:
+            if isinstance(record, Epoch):
+                if not self.epochs:
+                    self._watermark = self.pipeline.view.adopt(partition, record.token)
+                self.epochs.append((offset, record.token))
+            else:
+                engine.apply(partition, offset, record)
+        self.count += len(batch)
+        ended = [each for each in engine.take_replayed() if each.history[-1][0] >= self._watermark]
+        self.pipeline.view.put_many([finished_command(command) for command in ended])
+
+
+class Pipeline:
+    """Joins log, engine, gateway and watchers.  One event loop, one writer."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        engine: Engine,
+        gateway: Gateway,
+        view: View,
+        metrics: Metrics,
+        clock: Callable[[], int],
+        random: Random,
+        instance: str,
+        address: str,
+        append_timeout_ms: int,
+        probe: Callable[[str, str], Any],
+    ) -> None:
+        self.log = log
+        self.engine = engine
+        self.gateway = gateway
+        self.view = view
+        self.metrics = metrics
+        self.now = clock
+        self.random = random
+        self.instance = instance
+        self.address = address
+        self.append_timeout_ms = append_timeout_ms
+        self.probe = probe
+        self.watchers = Watchers()
+        self.loop = asyncio.get_running_loop()
+        self.lanes = [Lane(self, partition) for partition in range(log.partitions)]
+        self.fatal: CorruptLog | None = None
+        self.changed = asyncio.Event()  # set whenever a lane is acquired or lost
+        self._pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Runs every lane until cancelled; raises CorruptLog when the log cannot be read."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self.lanes:
+                group.create_task(lane.run(), name=f"lane-{lane.partition}")
+
+    def owned_partition(self, partition: int) -> OwnedPartition:
+        return OwnedPartition(
+            self.log,
+            partition,
+            instance=self.instance,
+            address=self.address,
+            append_timeout_ms=self.append_timeout_ms,
+            clock=self.now,
+        )
+
+    def on_acquired(self, lane: Lane) -> None:
+        self.changed.set()
+        self.pump()
+
+    def closed(self, lane: Lane, lost: list[Record]) -> None:
+        """A lane steps down: in-doubt submissions are told so; if somebody else owns it, all who watch are sent
+        there."""
+        gone = self.engine.close(lane.partition)
+        self.changed.set()
+        for record in lost:
+            if isinstance(record, Submitted):
+                self.watchers.end(record.id, Event("error", record.id, error=lane.refusal))
+        if lane.owner is not None:
+            for command in gone:
+                self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
+
+    # ------------------------------------------------------------ the line
+
+    def confirmed(self, lane: Lane, base: int, records: list[Record]) -> None:
+        """A batch is durable and ours: fold it, tell who watches, then do what follows."""
+        engine, watchers, partition = self.engine, self.watchers, lane.partition
+        for offset, record in enumerate(records, base):
+            engine.apply(partition, offset, record)
+            if not isinstance(record, (Registered, Epoch)) and record.id in watchers:
+                self._tell(partition, offset, record)
+        self.pump()
+        lane.settle(len(records))
+
+    def _tell(self, partition: int, offset: int, record: CommandRecord) -> None:
+        id = record.id
+        if isinstance(record, Submitted):
+            self.watchers.tell(id, Event("accepted", id, position(partition, offset), "running"))
+        elif isinstance(record, (Outcome, StepFailed, Undone)) and self.watchers.wants_steps(id):
+            command = self.engine.commands.get(record.id)
+            state = command.state.value if command else ""
+            entry = views.history_entry(partition, offset, record)
+            self.watchers.tell(id, Event("step", id, position(partition, offset), state, record=entry))
+
+    def schedule(self) -> None:
+        """Runs `pump` once in this turn of the loop, however many answers and submissions come in it."""
+        if not self._pumping:
+            self._pumping = True
+            self.loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Takes what the engine has decided and does it."""
+        self._pumping = False
+        now = self.now()
+        self.engine.tick(now)
+        output = self.engine.take(now)
+        for partition, record in output.records:
+            self.lanes[partition].push(record)
+        for call in output.calls:
+            self.gateway.send(call, self._answered)
+        self._notify(output)
+        self._arm(now)
+
+    def _notify(self, output: Output) -> None:
+        watchers = self.watchers
+        for command in output.finished:
+            finished = finished_command(command)
+            self.view.put(finished)
+            view = finished.view
+            self.metrics.finished(view.type, view.state.value, (command.touched - command.submitted.at) / 1000)
+            if view.id in watchers:
+                place = position(command.partition, finished.end)
+                watchers.end(view.id, Event("final", view.id, place, view.state.value, view=view))
+        if watchers.shown or len(watchers):
+            for command in output.touched:
+                self._state(command)
+
+    def _state(self, command: Command) -> None:
+        id = command.id
+        if command.finished is not None or not self.watchers.wants_steps(id):
+            return
+        state = command.state.value
+        if self.watchers.shown.get(id, "running") != state:
+            self.watchers.shown[id] = state
+            self.watchers.tell(id, Event("state", id, position(command.partition, command.history[-1][0]), state))
+
+    def _answered(self, call: Call, answer: Answer) -> None:
+        now = self.now()
+        self.metrics.answered(call.request.service, answer.verdict.value, (now - call.sent_at) / 1000)
+        self.engine.answer(call, answer, now)
+        self.schedule()
+
+    def _arm(self, now: float) -> None:
+        due = self.engine.due(now)
+        if due is None:
+            return
+        if self._timer is not None:
+            if self._timer_due <= due and self._timer_due > now:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self.loop.call_later(max(0.0005, (due - now) / 1000), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.pump()
+
+
+def finished_command(command: Command) -> FinishedCommand:
+    """What the view keeps of a command that has ended."""
+    end, last = command.history[-1]
+    assert isinstance(last, Finished)
+    return FinishedCommand(
+        view=views.command_view(command),
+        submitted_at=command.submitted.at,
+        fingerprint=command.submitted.fingerprint,
+        end=end,
+        records=[(offset, encode(record)) for offset, record in command.history],
+    )

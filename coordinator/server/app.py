@@ -1,0 +1,236 @@
+"""Builds the daemon from its Config, starts everything in order, and stops it in the reverse one.
+
+Start: check the log → listen (health answers; work is refused as `starting`) → acquire and replay every partition →
+resume what is uncompleted → ready → accept.  Stop (SIGTERM): not ready → no new work → what moves is let finish,
+within ``drain_timeout`` → no new calls, answers under way are recorded → partitions are left → transports close →
+exit 0.  A second SIGTERM stops at once; the log has everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import structlog
+
+import coordinator
+from coordinator.engine.engine import Engine
+from coordinator.engine.registry import Registry
+from coordinator.errors import CorruptLog
+from coordinator.front import CoordinatorFront
+from coordinator.gateway.gateway import Gateway
+from coordinator.log.base import Log
+from coordinator.log.sqlite import SqliteLog
+from coordinator.pipeline import Pipeline
+from coordinator.saga import App
+from coordinator.server.clock import Clock
+from coordinator.server.config import Config
+from coordinator.server.logging import setup as setup_logging
+from coordinator.server.metrics import Metrics, Status
+from coordinator.server.transports import Transports, probe
+from coordinator.view import View
+
+log = structlog.get_logger(__name__)
+
+QUIET_POLL_S = 0.02
+
+
+def run(config: Config, app: App | None) -> int:
+    """Runs a daemon until it is told to stop; returns its exit code.  Raises StartupError."""
+    setup_logging(config.logging.format, config.logging.level)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Daemon(config, app).run())
+
+
+class Daemon:
+    """One process.  ``started`` is set once it listens, ``addresses`` then has host and port by transport."""
+
+    def __init__(self, config: Config, app: App | None, *, clock: Clock | None = None) -> None:
+        self.config = config.resolved()
+        self.app = app
+        self.clock = clock or Clock()
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+        self.metrics = Metrics(self.config.coordinator.name, coordinator.__version__)
+        self.started = asyncio.Event()
+        self.addresses: dict[str, tuple[str, int]] = {}
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._signals = 0
+
+    def stop(self) -> None:
+        """What SIGTERM does: the first time drains, the second time stops at once."""
+        self._signals += 1
+        (self._stop if self._signals == 1 else self._now).set()
+
+    async def run(self) -> int:
+        """Serves until stopped; 0 when everything was settled or is safe in the log."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                loop.add_signal_handler(number, self.stop)
+        store = make_log(self.config)
+        await store.open()
+        try:
+            return await self._serve(store)
+        finally:
+            await store.close()
+
+    async def _serve(self, store: Log) -> int:
+        config = self.config
+        services = config.service_settings()
+        registry = Registry(self.app, {name: _kind(each.url) for name, each in services.items()})
+        engine = Engine(config.engine_settings(), services, registry, Random())
+        gateway = Gateway(services, self.app.clients if self.app else {}, asyncio.get_running_loop())
+        view = View(Path(config.log.data_dir) / "view.sqlite3")
+        view.open()
+        pipeline = Pipeline(
+            log=store,
+            engine=engine,
+            gateway=gateway,
+            view=view,
+            metrics=self.metrics,
+            clock=self.clock.now,
+            random=Random(),
+            instance=self.instance,
+            address="",
+            append_timeout_ms=int(config.log.append_timeout),
+            probe=probe,
+        )
+        front = CoordinatorFront(pipeline, registry, name=config.coordinator.name, health=dict)
+        self.metrics.status = lambda: status(pipeline, front, self.clock.now())
+        transports = Transports(front, config, self.metrics, self.instance)
+        try:
+            await transports.start()
+            self.addresses = transports.addresses
+            pipeline.address = transports.advertised
+            log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
+            self.started.set()
+            return await self._until_stopped(pipeline, front, transports)
+        finally:
+            await transports.close(0)
+            await gateway.close()
+            await view.close()
+
+    async def _until_stopped(self, pipeline: Pipeline, front: CoordinatorFront, transports: Transports) -> int:
+        lanes = asyncio.create_task(pipeline.run(), name="lanes")
+        ready = asyncio.create_task(self._tell_when_ready(pipeline, front), name="ready")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait([lanes, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not lanes.done():
+                await self._drain(pipeline, front, transports)
+        finally:
+            for task in (ready, stop, lanes):
+                task.cancel()
+            results = await asyncio.gather(ready, stop, lanes, return_exceptions=True)
+        _raise_fatal(results[2])
+        return 0
+
+    async def _tell_when_ready(self, pipeline: Pipeline, front: CoordinatorFront) -> None:
+        while not front.ready()[0]:
+            pipeline.changed.clear()
+            await pipeline.changed.wait()
+        log.info("ready", uncompleted=len(pipeline.engine.commands), instance=self.instance)
+
+    async def _drain(self, pipeline: Pipeline, front: CoordinatorFront, transports: Transports) -> None:
+        engine = pipeline.engine
+        front.stopping = True
+        log.info("stopping: no new work is taken", under_way=len(engine.commands))
+        await transports.drain()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.config.coordinator.drain_timeout / 1000
+        await self._until(lambda: not engine.active(), until)
+        engine.freeze()
+        await self._until(lambda: not _in_flight(pipeline), until)
+        await transports.close(0 if self._now.is_set() else 1000)
+        log.info(
+            "safe to stop",
+            uncompleted=len(engine.commands),
+            calls_in_flight=sum(service.in_flight for service in engine.services.values()),
+            at_once=self._now.is_set(),
+        )
+
+    async def _until(self, quiet: Callable[[], bool], deadline: float) -> None:
+        """Looks every now and then: what makes it quiet is spread over commands, services and lanes."""
+        loop = asyncio.get_running_loop()
+        while not quiet() and loop.time() < deadline and not self._now.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUIET_POLL_S):
+                    await self._now.wait()
+
+
+def _in_flight(pipeline: Pipeline) -> bool:
+    """Whether an answer or an append is still to come."""
+    calls = any(service.in_flight for service in pipeline.engine.services.values())
+    return calls or any(lane.outbox or lane.writing for lane in pipeline.lanes)
+
+
+def _raise_fatal(result: Any) -> None:
+    """A lane that ended by itself: a log that cannot be read stops the daemon with its own clear text."""
+    if isinstance(result, BaseExceptionGroup):
+        corrupt, rest = result.split(CorruptLog)
+        if corrupt is not None:
+            raise _leaf(corrupt)
+        if rest is not None:
+            raise rest
+    if isinstance(result, Exception):
+        raise result
+
+
+def _leaf(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def make_log(config: Config) -> Log:
+    """The log that the configuration names."""
+    settings = config.log
+    if settings.kind == "sqlite":
+        return SqliteLog(Path(settings.data_dir))
+    from coordinator.log.kafka import KafkaLog
+
+    return KafkaLog(
+        settings.bootstrap,
+        settings.topic,
+        settings.partitions,
+        name=config.coordinator.name,
+        replication=settings.replication or None,
+    )
+
+
+def _kind(url: str) -> str:
+    return "grpc" if url.startswith("grpc") else "http"
+
+
+def status(pipeline: Pipeline, front: CoordinatorFront, now: int) -> Status:
+    """How things stand, for the metrics' gauges."""
+    engine = pipeline.engine
+    commands = engine.commands.values()
+    ready = front.ready()[0]
+    suspended = engine.suspended(now)
+    full = len(engine.slots) + len(engine.reserved) >= engine.settings.max_commands
+    return Status(
+        commands=Counter(command.state.value for command in commands),
+        oldest_age_ms=max((now - command.submitted.at for command in commands), default=0),
+        slots_used=len(engine.slots),
+        slots_max=engine.settings.max_commands,
+        calls={name: service.in_flight for name, service in engine.services.items()},
+        breakers={name: service.breaker.shown(now).value for name, service in engine.services.items()},
+        suspended=sorted(suspended),
+        refusing=not ready or full or bool(suspended and engine.settings.suspend == "coordinator"),
+        ready=ready,
+        log_end={lane.partition: lane.end for lane in pipeline.lanes},
+        epochs={lane.partition: lane.epoch for lane in pipeline.lanes},
+    )

@@ -1,0 +1,118 @@
+"""The listeners of a daemon: made from its Config, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Protocol
+
+from coordinator.errors import StartupError
+from coordinator.server.config import Config
+from coordinator.server.metrics import Metrics
+from coordinator.transport.base import Front
+from coordinator.wire import frames
+
+
+class Listener(Protocol):
+    """What TCP, HTTP and gRPC servers have in common."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+
+    async def start(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    async def close(self, grace_ms: int = 0) -> None: ...
+
+
+class Transports:
+    """All listeners that the configuration has on."""
+
+    def __init__(self, front: Front, config: Config, metrics: Metrics, instance: str) -> None:
+        self.addresses: dict[str, tuple[str, int]] = {}
+        self._listeners = {
+            name: _make(name, front, config, metrics, instance, host, port)
+            for name, (host, port) in config.listen.addresses().items()
+        }
+        self._started: list[Listener] = []
+
+    @property
+    def advertised(self) -> str:
+        """Where other instances find this one: its TCP address, else the first that it has."""
+        host, port = self.addresses.get("tcp") or next(iter(self.addresses.values()))
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def start(self) -> None:
+        for name, listener in self._listeners.items():
+            try:
+                await listener.start()
+            except OSError as error:
+                host, port = listener_address(listener)
+                raise StartupError(
+                    f"cannot listen on {host}:{port} (listen.{name}): {error.strerror or error}"
+                ) from error
+            self._started.append(listener)
+            self.addresses[name] = listener.address
+
+    async def drain(self) -> None:
+        for listener in self._started:
+            await listener.drain()
+
+    async def close(self, grace_ms: int) -> None:
+        started, self._started = self._started, []
+        await asyncio.gather(*(listener.close(grace_ms) for listener in started))
+
+
+def listener_address(listener: Any) -> tuple[str, int]:
+    """The address that a listener was told to take (it has no other before it listens)."""
+    return getattr(listener, "_host", "?"), getattr(listener, "_port", 0)
+
+
+def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: str, host: str, port: int) -> Listener:
+    limits = config.limits
+    if name == "tcp":
+        from coordinator.transport.tcp import TcpServer
+        from coordinator.wire.connection import Identity, TcpSettings
+
+        tcp = TcpSettings(
+            connections_max=limits.connections,
+            frame_bytes_max=limits.body_bytes,
+            in_flight_max=max(limits.in_flight, 1024),
+            read_timeout_ms=int(limits.read_timeout),
+            idle_timeout_ms=int(limits.idle_timeout),
+            ping_interval_ms=max(1, int(limits.idle_timeout) // 3),
+        )
+        identity = Identity(instance=instance, group=config.coordinator.name)
+        return TcpServer(front, host=host, port=port, settings=tcp, identity=identity)
+    if name == "http":
+        from coordinator.transport.http import HttpServer, HttpSettings
+
+        return HttpServer(front, host=host, port=port, settings=HttpSettings(), registry=metrics)
+    from coordinator.transport.grpc import GrpcServer, GrpcSettings
+
+    return GrpcServer(front, host=host, port=port, settings=GrpcSettings())
+
+
+PROBE_TIMEOUT_S = 1.0
+
+
+async def probe(address: str, instance: str) -> bool:
+    """Whether the instance answers at its TCP address: a hint for a standby, never a proof of anything."""
+    host, _, port = address.rpartition(":")
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            hello = frames.Hello(0, frames.MAGIC, frames.VERSION_MIN, frames.VERSION_MAX, "probe")
+            writer.write(frames.encode(hello))
+            (size,) = frames.PREFIX.unpack(await reader.readexactly(4))
+            answer = frames.decode_server(await reader.readexactly(min(size, frames.HELLO_BYTES_MAX)))
+            return isinstance(answer, frames.Hello) and answer.options.instance == instance
+    except (OSError, ValueError, TimeoutError, EOFError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()

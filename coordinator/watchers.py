@@ -1,0 +1,77 @@
+"""Who waits for what: watchers by command id, and the events that they are told.
+
+A watcher is a plain callable; it is called on the event loop, after the record it is told of is durable.  One that
+raises is dropped and logged: a broken connection never hurts a neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from coordinator.transport.base import Event, Unwatch, Watcher
+
+log = structlog.get_logger(__name__)
+
+
+class Watchers:
+    """``steps`` tells whether a watcher wants step and state events too, or only the end."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[tuple[Watcher, bool]]] = {}
+        self.shown: dict[str, str] = {}  # the last state told, where somebody wants states
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._by_id
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, id: str, watcher: Watcher, *, steps: bool) -> Unwatch:
+        entry = (watcher, steps)
+        self._by_id.setdefault(id, []).append(entry)
+        return lambda: self._remove(id, entry)
+
+    def _remove(self, id: str, entry: tuple[Watcher, bool]) -> None:
+        entries = self._by_id.get(id)
+        if entries is not None and entry in entries:
+            entries.remove(entry)
+            if not entries:
+                self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        self._by_id.pop(id, None)
+        self.shown.pop(id, None)
+
+    def wants_steps(self, id: str) -> bool:
+        entries = self._by_id.get(id)
+        return entries is not None and any(steps for _, steps in entries)
+
+    def tell(self, id: str, event: Event) -> None:
+        """Tells those who want such events: ``step`` and ``state`` only go to who asked for steps."""
+        detail = event.kind in ("step", "state")
+        for entry in list(self._by_id.get(id, ())):
+            if entry[1] or not detail:
+                self._call(id, entry, event)
+
+    def end(self, id: str, event: Event) -> None:
+        """The last event: nobody watches this command any more."""
+        entries = self._by_id.get(id, [])
+        self._forget(id)
+        for entry in entries:
+            self._call(id, entry, event)
+
+    def end_all(self, make: Callable[[str], Event]) -> None:
+        for id in list(self._by_id):
+            self.end(id, make(id))
+
+    def ids(self) -> list[str]:
+        return list(self._by_id)
+
+    def _call(self, id: str, entry: tuple[Watcher, bool], event: Event) -> None:
+        try:
+            entry[0](event)
+        except Exception:
+            log.exception("a watcher failed and is dropped", command=id)
+            self._remove(id, entry)
