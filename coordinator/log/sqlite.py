@@ -389,10 +389,11 @@ class SqliteLog:
         for job in queue:
             if not job.done.done():
                 job.done.set_exception(Rejected("the log is closed"))
-        if self._loop is None:
+        loop, self._loop = self._loop, None
+        if loop is None:
             return
-        await self._loop.run_in_executor(self._reading, self._close_reader)
-        await self._loop.run_in_executor(self._writing, self._close_writer)
+        await loop.run_in_executor(self._reading, self._close_reader)
+        await loop.run_in_executor(self._writing, self._close_writer)
         self._reading.shutdown(wait=False)
         self._writing.shutdown(wait=False)
 

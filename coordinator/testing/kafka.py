@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,7 +146,7 @@ class Node:
     @property
     def running(self) -> bool:
         if self._child is not None:
-            self._child.poll()  # reaps it
+            return self._child.poll() is None  # which also reaps it
         state, began = _life(self.pid) if self.pid else ("X", 0)
         return state not in "ZX" and began == self.began
 
@@ -305,7 +306,7 @@ class Cluster:
             wanted = {each.number for each in self.nodes if each.running}
             if node.number not in wanted:
                 raise KafkaUnavailable(f"Kafka's node {node.number} ended while starting:\n{node.last_words()}")
-            if wanted <= asyncio.run(_brokers(node.address)):
+            if wanted <= _brokers_seen_from(node.address):
                 return
             if time.monotonic() > deadline:
                 raise KafkaUnavailable(f"Kafka was not ready after {_READY_S:.0f} s:\n{node.last_words()}")
@@ -370,6 +371,12 @@ class Cluster:
         for node, (port, controller_port, pid, began) in zip(cluster.nodes, state["nodes"], strict=True):
             node.port, node.controller_port, node.pid, node.began = port, controller_port, pid, began
         return cluster
+
+
+def _brokers_seen_from(address: str) -> set[int]:
+    """`_brokers` from wherever we are called, be it under a running event loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(_brokers(address))).result()
 
 
 async def _brokers(address: str) -> set[int]:
