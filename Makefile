@@ -1,0 +1,74 @@
+# One command from a clone to green: `make test`.  A bare machine needs python3.11 (or newer), a JDK 17, Maven and make.
+#
+#   setup   a virtual environment in .venv with the locked dependencies (quick when nothing has changed)
+#   demo    orders through an outage and a kill -9, then an audit of every ledger
+#   test    all of it: style, types, layers, tests (with a real Kafka, fetched once)
+#   check   style, types and layers only             fast    the tests that need no socket
+#   fuzz    the decoders under random input          bench   what it costs, beside the floors
+#   proto   generated code of proto/                 lock    the newest dependencies that pyproject.toml allows
+#   clean   everything that the above has made here
+#
+# KAFKA_BOOTSTRAP=host:port makes the tests use a Kafka that runs already.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := coordinator bench clients/python tests
+
+.PHONY: setup demo test check fast fuzz bench proto lock clean kafka
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+# The stamp is the last thing written, so an interrupted set-up is simply done again.
+$(READY): requirements-dev.lock pyproject.toml clients/python/pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed, not " + sys.version.split()[0])'
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e clients/python -e .
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/coordinator demo
+
+# pytest comes last, so that its summary is the last line of a log.
+test: check kafka
+	@$(BIN)/pytest -q
+
+check: $(READY)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/mypy
+
+fast: $(READY)
+	@$(BIN)/pytest -q tests/unit tests/properties tests/scenarios
+
+fuzz: $(READY)
+	@$(BIN)/pytest -q tests/fuzz
+
+bench: $(READY) kafka
+	@$(BIN)/python -m bench
+
+# The jars once, into ~/.cache: a test that starts Kafka then only starts it.
+kafka: $(READY)
+	@test -n "$$KAFKA_BOOTSTRAP" || $(BIN)/python -m coordinator.testing.kafka install
+
+proto: $(READY)
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=coordinator/transport/pb --pyi_out=coordinator/transport/pb \
+		--grpc_python_out=coordinator/transport/pb proto/coordinator.proto
+
+lock: $(READY)
+	@$(PIP) install uv
+	@$(BIN)/uv pip compile --quiet --upgrade $(LOCK) -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --upgrade $(LOCK) --group dev -c requirements.lock -o requirements-dev.lock
+
+# For every platform, with hashes; the client is part of this checkout.
+LOCK := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-emit-package coordinator-client
+
+clean:
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
