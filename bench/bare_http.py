@@ -1,7 +1,7 @@
 """The least that can call an HTTP service: one connection, one request at a time, prepared bytes out, httptools in.
 
-No timeouts, no pool, no errors, no headers of its own: this is the floor that the gateway's client is compared with, and
-what the load generator speaks HTTP with.
+No timeouts, no pool, no errors, no headers of its own: this is the floor that the gateway's client is compared with,
+and what the load generator speaks HTTP with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BareConnection(asyncio.Protocol):
         self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def send(self, request: bytes) -> None:
         self.transport.write(request)
@@ -43,14 +43,11 @@ class BareConnection(asyncio.Protocol):
 
 async def connect(address: str, answered: Answered) -> BareConnection:
     host, _, port = address.rpartition(":")
-    _, protocol = await asyncio.get_running_loop().create_connection(
-        lambda: BareConnection(answered), host, int(port)
-    )
+    _, protocol = await asyncio.get_running_loop().create_connection(lambda: BareConnection(answered), host, int(port))
     return protocol
 
 
 def post_bytes(address: str, path: str, body: bytes) -> bytes:
     """A whole POST request."""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

@@ -30,14 +30,15 @@ class ThreeSteps(Struct):
     note: str
 
     async def exec(self, saga: Saga) -> dict[str, Any]:
+        last = Answer("")
         for name in STEPS:
-            answer = await saga.step(
+            last = await saga.step(
                 name,
                 post("bench", f"/{name}", {"order": self.order, "amount": self.amount, "note": self.note}),
                 into=Answer,
                 undo=lambda done: post("bench", f"/undo/{done.id}"),
             )
-        return {"receipt": answer.id}
+        return {"receipt": last.id}
 
 
 DEFINITION: dict[str, Any] = {

@@ -4,8 +4,8 @@
     appends  one record appended to the log; at 64 in flight appends share commits, as the daemon's do
     frames   one frame in, decoded, and one out, encoded, by a server of its own under the same load generator
 
-Each runs in a process of its own (``python -m bench.floors calls …``) on uvloop, like the daemon.  The floor of a saga is
-three calls, five appends (Submitted, three Outcomes, Finished) and one frame.
+Each runs in a process of its own (``python -m bench.floors calls …``) on uvloop, like the daemon.  The floor of a
+saga is three calls, five appends (Submitted, three Outcomes, Finished) and one frame.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class FrameEcho(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         data = self._received + data if self._received else data

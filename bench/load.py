@@ -1,4 +1,5 @@
-"""The load generator: ``python -m bench.load tcp 127.0.0.1:7070 --pid 4711``, a process of its own; prints Figures as JSON.
+"""The load generator: ``python -m bench.load tcp 127.0.0.1:7070 --pid 4711``, a process of its own; prints Figures as
+JSON.
 
 It must cost little, since it shares the machine with what it measures: no client library, no task a saga, and of each
 answer only the end is decoded.
@@ -47,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warm-up", type=float, default=1.0)
     options = parser.parse_args(arguments)
-    load = Load(
-        in_flight=options.in_flight, seconds=options.seconds, warm_up=options.warm_up, pid=options.pid
-    )
+    load = Load(in_flight=options.in_flight, seconds=options.seconds, warm_up=options.warm_up, pid=options.pid)
     figures = uvloop.run(_RUN[options.transport](options.address, load, options.type, options.payload))
     sys.stdout.buffer.write(msgspec.json.encode(figures))
 

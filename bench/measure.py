@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -86,11 +87,9 @@ class Failed:
     async def or_result(self, window: Window) -> Figures:
         """The window's figures, unless something fails before it is over."""
         measuring = asyncio.ensure_future(window.run())
-        done, _ = await asyncio.wait([measuring, self._future], return_when=asyncio.FIRST_COMPLETED)
-        if self._future in done:
+        either: list[asyncio.Future[Any]] = [self._future, measuring]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._future.done():
             measuring.cancel()
             self._future.result()
         return measuring.result()
-
-
-NextId = Callable[[], str]

@@ -57,7 +57,7 @@ class TcpLoad(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         out = bytearray(encode(Hello(0, MAGIC, 1, 1, "bench")))
         for _ in range(self._load.in_flight):
             self._submit(out)

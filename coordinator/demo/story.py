@@ -14,11 +14,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
-from coordinator_client import AsyncClient, ClientError
-from msgspec import Struct, structs
+from coordinator_client import AsyncClient, CoordinatorError
+from msgspec import Struct
 
 from coordinator.demo.audit import audit
 from coordinator.demo.ledger import Entry, read_entries
@@ -123,8 +122,8 @@ async def _submit_all(url: str, orders: list[PlaceOrder], tally: Tally) -> None:
 async def _customer(client: AsyncClient, waiting: Iterator[PlaceOrder], tally: Tally) -> None:
     for order in waiting:
         try:
-            command = await client.submit("PlaceOrder", structs.asdict(order), id=order.order, wait="120s")
-        except ClientError as error:
+            command = await client.submit("PlaceOrder", order, id=order.order, wait="2m")
+        except CoordinatorError as error:
             tally.gave_up(order.order, f"{type(error).__name__}: {error}")
         else:
             tally.ended(order.order, command.state)
@@ -139,13 +138,9 @@ async def _observe(http: httpx.AsyncClient, tally: Tally, tell: Tell) -> None:
             tally.watch.lost()
         else:
             if answer.is_success:
-                for news in tally.watch.saw(_services(answer.json())):
+                for news in tally.watch.saw(answer.json()):
                     tell(news)
         await asyncio.sleep(_POLL_S)
-
-
-def _services(answer: Any) -> list[dict[str, Any]]:
-    return list(answer["services"])
 
 
 async def _trouble(plot: Plot, shop: Shop, tally: Tally, tell: Tell) -> float | None:
