@@ -258,8 +258,8 @@ class _Reader:
             return method, ""
         elif method not in METHODS:
             self.report(f"{at}.method", f"a method is one of {', '.join(METHODS)}, not {_shown(method)}")
-        if path is not None and not isinstance(path, str):
-            self.report(f"{at}.path", f"a path is a string, not {_shown(path)}")
+        if path is not None and (not isinstance(path, str) or not path):
+            self.report(f"{at}.path", f"a path is a string that starts with /, not {_shown(path)}")
             path = None
         return method, "/" if path is None else path
 
