@@ -32,7 +32,7 @@ VERSION_MAX = 1
 PREFIX = struct.Struct(">I")
 SEQ_MAX = 2**63 - 1
 HELLO_BYTES_MAX = 4096  # below 2^16, so a stream of this protocol always begins with two zero bytes
-DEPTH_MAX = 100  # levels of arrays and objects in a JSON value
+DEPTH_MAX = 255  # levels of arrays and objects in a JSON value; HTTP allows 256 with the submission itself
 
 Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
 OpenSeq = Annotated[int, Meta(ge=1, le=SEQ_MAX)]

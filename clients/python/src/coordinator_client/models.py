@@ -1,0 +1,130 @@
+"""What comes back: commands, steps, events, outcomes.  Unknown members are ignored: the server may be newer."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from coordinator_client.errors import CommandFailed, CoordinatorError
+
+T = TypeVar("T")
+
+FINAL_STATES = frozenset({"completed", "compensated", "failed", "aborted"})
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a step or a command failed; ``body`` is the service's own answer."""
+
+    code: str
+    message: str = ""
+    status: int | None = None
+    body: Any = None
+    traceback: str | None = None
+    step: str | None = None
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """One step of a command.
+
+    ``state`` is one of pending, running, delayed, waiting, succeeded, failed, undoing, undone, skipped, dead_letter.
+    """
+
+    name: str
+    service: str = ""
+    state: str = "pending"
+    attempts: int = 0
+    outcome: Any = None
+    error: Failure | None = None
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """A command as the server saw it last.
+
+    ``state`` is one of running, delayed, blocked, waiting, paused, dead_letter, compensating, and finally completed,
+    compensated, failed, aborted.  Times are RFC 3339 text in UTC; ``position`` is ``<partition>:<offset>`` in the log.
+    """
+
+    id: str
+    type: str
+    state: str
+    version: int = 0
+    result: Any = None
+    error: Failure | None = None
+    steps: list[Step] = []
+    waiting_for: list[str] = []
+    attributes: dict[str, Any] = {}
+    submitted_at: str = ""
+    finished_at: str | None = None
+    partition: int = 0
+    position: str = ""
+    payload: Any = None
+    priority: int = 0
+    reason: str | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in FINAL_STATES
+
+    @property
+    def ok(self) -> bool:
+        """Whether it completed."""
+        return self.state == "completed"
+
+    def raise_for_state(self) -> Command:
+        """Itself; raises CommandFailed if it ended otherwise than completed (one that still runs did not)."""
+        if self.final and not self.ok:
+            raise CommandFailed(self)
+        return self
+
+    def result_as(self, kind: builtins.type[T]) -> T:
+        """The result converted to ``kind`` (a msgspec Struct, a dataclass, …); raises msgspec.ValidationError."""
+        return msgspec.convert(self.result, kind)
+
+    def step(self, name: str) -> Step:
+        """The step of that name; raises KeyError."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(name)
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to a command: ``kind`` is accepted, step, state or final; ``position`` is in the log.
+
+    ``record`` (of a step event) is an entry of the history, ``command`` comes with final, and with accepted where the
+    server sends it.
+    """
+
+    kind: str
+    id: str
+    position: str = ""
+    state: str = ""
+    record: dict[str, Any] | None = None
+    command: Command | None = None
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """A step's recorded outcome, as the service answered it."""
+
+    position: str
+    service: str
+    command_id: str
+    type: str = ""
+    step: str = ""
+    outcome: Any = None
+    at: str = ""
+
+
+def command_of(view: Any, result_type: type[Any] | None = None) -> Command:
+    """A command from its JSON form; ``result_type`` converts the result of a completed one."""
+    try:
+        command = msgspec.convert(view, Command)
+    except msgspec.ValidationError as why:
+        raise CoordinatorError(f"the server sent a command that cannot be read: {why}") from None
+    if result_type is not None and command.ok:
+        return msgspec.structs.replace(command, result=command.result_as(result_type))
+    return command
