@@ -34,7 +34,7 @@ from coordinator.model.durations import parse_duration
 from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of, position
 from coordinator.model.records import NIL, SCHEMA, Registered, Submitted
 from coordinator.pipeline import RECORD_BYTES_MAX, Lane, Pipeline
-from coordinator.transport.base import CommandPage, Event, OutcomeItem, Unwatch, Watcher
+from coordinator.transport.base import CommandPage, Event, OutcomeItem, Unwatch, Want, Watcher
 from coordinator.view import matches
 from coordinator.wire.codec import decode
 
@@ -58,8 +58,8 @@ class CoordinatorFront:
 
     # ------------------------------------------------------------ submit
 
-    def submit(self, submission: Submission, watcher: Watcher | None, *, steps: bool = True) -> tuple[str, Unwatch]:
-        """Admits or raises; ``steps=False`` spares the watcher (and the CPU) step and state events."""
+    def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
+        """Admits or raises; see Front."""
         try:
             id, decision, finished = self._admit(submission)
         except CoordinatorError as error:
@@ -74,11 +74,12 @@ class CoordinatorFront:
                 )
                 self._later(watcher, Event("final", id, finished.position, finished.state.value, view=finished))
         elif watcher is not None:
-            unwatch = self.pipeline.watchers.add(id, watcher, steps=steps)
+            unwatch = self.pipeline.watchers.add(id, watcher, want)
             known = self.engine.commands.get(id)
             if decision is Decision.ATTACH and known is not None:
                 place = position(known.partition, known.offset)
-                self._later(watcher, Event("accepted", id, place, known.state.value, attached=True))
+                view = self._live_view(known) if want == "accepted" else None
+                self._later(watcher, Event("accepted", id, place, known.state.value, view=view, attached=True))
         if decision is Decision.ADMIT:
             self.pipeline.metrics.submitted(submission.type or "definition")
             self.pipeline.schedule()
@@ -157,7 +158,7 @@ class CoordinatorFront:
         until = self.pipeline.loop.time() + within / 1000
         while True:
             try:
-                return self.submit(submission, waiter, steps=False)
+                return self.submit(submission, waiter, "final")
             except CoordinatorError as error:
                 left = until - self.pipeline.loop.time()
                 if not error.retryable or left <= 0 or self.stopping:
@@ -203,7 +204,7 @@ class CoordinatorFront:
         if wait_ms <= 0 or view.state in FINAL:
             return view
         waiter = _Waiter()
-        unwatch = self.pipeline.watchers.add(id, waiter, steps=False)
+        unwatch = self.pipeline.watchers.add(id, waiter, "final")
         try:
             async with asyncio.timeout(wait_ms / 1000):
                 return await waiter.final
@@ -219,7 +220,7 @@ class CoordinatorFront:
         if view.state in FINAL:
             return _nothing
         self.pipeline.watchers.shown.setdefault(id, view.state.value)
-        return self.pipeline.watchers.add(id, watcher, steps=True)
+        return self.pipeline.watchers.add(id, watcher, "events")
 
     def _past(self, id: str, view: CommandView, after: str | None) -> list[Event]:
         """What a new watcher missed: the durable events after a position."""

@@ -337,8 +337,10 @@ class Pipeline:
     def _tell(self, partition: int, offset: int, record: CommandRecord) -> None:
         id = record.id
         if isinstance(record, Submitted):
-            self.watchers.tell(id, Event("accepted", id, position(partition, offset), "running"))
-        elif isinstance(record, (Outcome, StepFailed, Undone)) and self.watchers.wants_steps(id):
+            command = self.engine.commands.get(record.id)
+            view = views.command_view(command) if command and self.watchers.wanted(id, "accepted") else None
+            self.watchers.tell(id, Event("accepted", id, position(partition, offset), "running", view=view))
+        elif isinstance(record, (Outcome, StepFailed, Undone)) and self.watchers.wanted(id, "events"):
             command = self.engine.commands.get(record.id)
             state = command.state.value if command else ""
             entry = views.history_entry(partition, offset, record)
@@ -379,7 +381,7 @@ class Pipeline:
 
     def _state(self, command: Command) -> None:
         id = command.id
-        if command.finished is not None or not self.watchers.wants_steps(id):
+        if command.finished is not None or not self.watchers.wanted(id, "events"):
             return
         state = command.state.value
         if self.watchers.shown.get(id, "running") != state:

@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 import structlog
 
-from coordinator.transport.base import Event, Unwatch, Watcher
+from coordinator.transport.base import Event, Unwatch, Want, Watcher
 
 log = structlog.get_logger(__name__)
 
 
 class Watchers:
-    """``steps`` tells whether a watcher wants step and state events too, or only the end."""
+    """Watchers with what they want (see `Front.submit`)."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, list[tuple[Watcher, bool]]] = {}
+        self._by_id: dict[str, list[tuple[Watcher, Want]]] = {}
         self.shown: dict[str, str] = {}  # the last state told, where somebody wants states
 
     def __contains__(self, id: str) -> bool:
@@ -28,12 +28,12 @@ class Watchers:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, id: str, watcher: Watcher, *, steps: bool) -> Unwatch:
-        entry = (watcher, steps)
+    def add(self, id: str, watcher: Watcher, want: Want) -> Unwatch:
+        entry = (watcher, want)
         self._by_id.setdefault(id, []).append(entry)
         return lambda: self._remove(id, entry)
 
-    def _remove(self, id: str, entry: tuple[Watcher, bool]) -> None:
+    def _remove(self, id: str, entry: tuple[Watcher, Want]) -> None:
         entries = self._by_id.get(id)
         if entries is not None and entry in entries:
             entries.remove(entry)
@@ -44,15 +44,16 @@ class Watchers:
         self._by_id.pop(id, None)
         self.shown.pop(id, None)
 
-    def wants_steps(self, id: str) -> bool:
+    def wanted(self, id: str, want: Want) -> bool:
+        """Whether anybody who watches this command wants that."""
         entries = self._by_id.get(id)
-        return entries is not None and any(steps for _, steps in entries)
+        return entries is not None and any(each == want for _, each in entries)
 
     def tell(self, id: str, event: Event) -> None:
-        """Tells those who want such events: ``step`` and ``state`` only go to who asked for steps."""
+        """Tells those who want such events: ``step`` and ``state`` only go to who wants events."""
         detail = event.kind in ("step", "state")
         for entry in list(self._by_id.get(id, ())):
-            if entry[1] or not detail:
+            if entry[1] == "events" or not detail:
                 self._call(id, entry, event)
 
     def end(self, id: str, event: Event) -> None:
@@ -69,7 +70,7 @@ class Watchers:
     def ids(self) -> list[str]:
         return list(self._by_id)
 
-    def _call(self, id: str, entry: tuple[Watcher, bool], event: Event) -> None:
+    def _call(self, id: str, entry: tuple[Watcher, Want], event: Event) -> None:
         try:
             entry[0](event)
         except Exception:

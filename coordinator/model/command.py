@@ -57,8 +57,8 @@ class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A client's request to run a command.
 
     Exactly one of ``type`` (a registered or code type, ``version`` optional: the newest) and ``definition`` (inline
-    JSON definition).  ``payload`` is any JSON value.  ``timeout`` is the command's deadline as a duration.  ``admit_within``:
-    instead of a refusal at once, wait so long for a free slot.
+    JSON definition).  ``payload`` is any JSON value.  ``timeout`` is the command's deadline as a duration.
+    ``admit_within``: instead of a refusal at once, wait so long for a free slot.
     """
 
     id: str | None = None

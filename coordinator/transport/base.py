@@ -36,6 +36,7 @@ class Event(Struct, frozen=True):
 
 
 Watcher = Callable[[Event], None]
+Want = Literal["accepted", "final", "events"]
 Unwatch = Callable[[], None]
 
 
@@ -64,8 +65,11 @@ class Front(Protocol):
     ``wait_ms``: how long to wait for the command's end before answering with the present view.
     """
 
-    def submit(self, submission: Submission, watcher: Watcher | None) -> tuple[str, Unwatch]:
+    def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
         """Admits a command or raises at once; returns its id.
+
+        ``want`` spares what the watcher would not use: only with ``accepted`` does that event have a view, only with
+        ``events`` do ``step`` and ``state`` come.
 
         The watcher then gets ``accepted`` when it is durable (or ``error`` when that could not be confirmed),
         ``step`` and ``state`` events, and ``final``.  Never blocks and makes no task: TCP calls it once a frame.
