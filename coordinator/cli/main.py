@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -60,6 +60,15 @@ class Verbs(click.Group):
         command = getattr(importlib.import_module(f"coordinator.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough, which is no fault.  Standard output is closed for good, so that
+            # Python does not complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -107,11 +116,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Unreachable as fault:
         _tell(str(fault))
         sys.exit(3)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough.  Standard output is closed for good, so that Python does not
-        # complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _tell(text: str) -> None:
