@@ -1,7 +1,7 @@
 """The floors: what the parts of a saga cost when nothing else is done.
 
     calls    a bare HTTP call to the same service, on asyncio.Protocol and httptools
-    appends  one record appended to the log; at 64 in flight appends share commits, as the daemon's do
+    appends  one record appended to the log; with 64 in flight they go in batches, as the daemon's do
     frames   one frame in, decoded, and one out, encoded, by a server of its own under the same load generator
 
 Each runs in a process of its own (``python -m bench.floors calls …``) on uvloop, like the daemon.  The floor of a
@@ -16,7 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,7 @@ from bench.bare_http import BareConnection, connect, post_bytes
 from bench.commands import PAYLOAD
 from bench.measure import Failed, Figures, Load, Window
 from bench.processes import ROOT, Program
-from coordinator.log.base import Log
+from coordinator.log.base import Log, Writer
 from coordinator.model.command import CommandView, State, StepState, StepView
 from coordinator.model.records import SCHEMA, Outcome, raw
 from coordinator.wire.codec import encode as encode_record
@@ -117,22 +118,25 @@ async def appends(target: str, in_flight: int, seconds: float) -> Figures:
     await log.open()
     writers = [await log.writer(partition) for partition in range(PARTITIONS)]
     window = Window(_own(in_flight, seconds))
-    record = encode_record(_a_record())
+    lanes = Counter(number % PARTITIONS for number in range(in_flight))
     async with asyncio.TaskGroup() as group:
         measuring = group.create_task(window.run())
-        for number in range(in_flight):
-            group.create_task(_append(writers[number % PARTITIONS].append, record, window))
+        for partition, waiting in lanes.items():
+            group.create_task(_lane(writers[partition], waiting, window))
     for writer in writers:
         await writer.close()
     await log.close()
     return measuring.result()
 
 
-async def _append(append: Callable[[Sequence[bytes]], Awaitable[int]], record: bytes, window: Window) -> None:
+async def _lane(writer: Writer, waiting: int, window: Window) -> None:
+    """A partition with ``waiting`` sagas: one append in flight, and what waits meanwhile shares the next."""
+    records = [encode_record(_a_record())] * waiting
     while not window.over:
         began = time.perf_counter_ns()
-        await append([record])
-        window.ended(began)
+        await writer.append(records)
+        for _ in records:
+            window.ended(began)
 
 
 def _a_record() -> Outcome:

@@ -37,6 +37,9 @@ class Child:
         self.log = log
         self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
+        self._last: asyncio.subprocess.Process | None = None  # asked to end, perhaps still ending
+        self._watching: asyncio.Task[None] | None = None
+        self.ended_by_itself = asyncio.Event()  # nobody asked it to
 
     @property
     def pid(self) -> int | None:
@@ -49,6 +52,13 @@ class Child:
                 sys.executable, *self._arguments, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
+        self.ended_by_itself.clear()
+        self._watching = asyncio.create_task(self._watch(self._process))
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        await process.wait()
+        if process is self._process:
+            self.ended_by_itself.set()
 
     async def kill(self) -> None:
         """``kill -9``; returns when it is gone."""
@@ -58,29 +68,25 @@ class Child:
         """SIGTERM, and SIGKILL where that does not help; returns the exit code, or None if it was not running."""
         return await self._end(signal.SIGTERM)
 
-    async def exited(self) -> int:
-        """Returns the exit code when it ends."""
-        assert self._process is not None, f"{self.name} was not started"
-        return await self._process.wait()
-
     async def _end(self, how: signal.Signals) -> int | None:
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return None
+        self._last = process
         with suppress(ProcessLookupError):
-            self._process.send_signal(how)
+            process.send_signal(how)
         try:
-            code = await asyncio.wait_for(self._process.wait(), _STOP_S)
+            return await asyncio.wait_for(process.wait(), _STOP_S)
         except TimeoutError:
-            self._process.kill()
-            code = await self._process.wait()
-        self._process = None
-        return code
+            process.kill()
+            return await process.wait()
 
     def kill_now(self) -> None:
         """As kill, without an event loop: the last resort on the way out."""
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+        for process in (self._process, self._last):
+            if process is not None and process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     def tail(self, lines: int) -> str:
         """The last lines of its output."""

@@ -32,6 +32,8 @@ def perform(plot: Plot, *, keep: bool = False, console: Console | None = None) -
         console.print(f"[bold red]the demo failed:[/] {failure}", highlight=False)
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("[bold red]the demo was interrupted[/]")
+    except Exception:  # our own mistake; the logs below are needed all the more
+        console.print_exception()
     finally:
         shop.kill_now()
     if sound and not keep:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import httpx
 from coordinator_client import AsyncClient, CoordinatorError
@@ -70,37 +71,57 @@ async def play(plot: Plot, shop: Shop, tally: Tally, tell: Tell) -> Report:
     began = time.monotonic()
     tell(f"submitting {plot.orders} orders, {_CUSTOMERS} at a time, to tcp://{shop.tcp}")
     try:
-        async with asyncio.timeout(_LIMIT_S), httpx.AsyncClient(base_url=f"http://{shop.http}") as http:
-            observer = asyncio.create_task(_observe(http, tally, tell))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    trouble = group.create_task(_trouble(plot, shop, tally, tell))
-                    group.create_task(_submit_all(f"tcp://{shop.tcp}", orders, tally))
-            finally:
-                observer.cancel()
+        async with asyncio.timeout(_LIMIT_S):
+            restart_s = await _live(plot, orders, shop, tally, tell)
     except TimeoutError:
         raise DemoFailed(f"{tally.total - tally.settled} orders had no end after {_LIMIT_S:.0f} s") from None
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from None
     seconds = time.monotonic() - began
     tell("stopping everything")
     exit_code = await shop.stop()
     ledgers = {name: read_entries(shop.ledger(name)) for name in SERVICES}
-    return _report(orders, tally, ledgers, seconds=seconds, restart_s=trouble.result(), exit_code=exit_code)
+    return _report(orders, tally, ledgers, seconds=seconds, restart_s=restart_s, exit_code=exit_code)
+
+
+async def _live(plot: Plot, orders: list[PlaceOrder], shop: Shop, tally: Tally, tell: Tell) -> float | None:
+    """From the first order to the last; returns the seconds that the restart took."""
+    async with asyncio.TaskGroup() as onlookers:
+        watching = [
+            onlookers.create_task(_observe(f"http://{shop.http}", tally, tell)),
+            onlookers.create_task(_guard(shop)),
+        ]
+        async with asyncio.TaskGroup() as actors:
+            trouble = actors.create_task(_trouble(plot, shop, tally, tell))
+            actors.create_task(_submit_all(f"tcp://{shop.tcp}", orders, tally))
+        for onlooker in watching:
+            onlooker.cancel()
+    return trouble.result()
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that began it: task groups only wrap it, once for each group."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _guard(shop: Shop) -> None:
+    """Raises DemoFailed if the coordinator ends when nobody killed it, since nobody would start it again."""
+    await shop.daemon.ended_by_itself.wait()
+    raise DemoFailed("the coordinator ended by itself")
 
 
 async def _ready(shop: Shop) -> float:
     """Waits until ``/readyz`` says so; returns how long that took in seconds."""
     began = time.monotonic()
-    exited = asyncio.create_task(shop.daemon.exited())
     try:
         async with asyncio.timeout(_START_LIMIT_S), httpx.AsyncClient() as http:
             while not await _answers(http, f"http://{shop.http}/readyz"):
-                if exited.done():
-                    raise DemoFailed(f"the coordinator ended at start with exit code {exited.result()}")
+                if shop.daemon.ended_by_itself.is_set():
+                    raise DemoFailed("the coordinator ended at start")
                 await asyncio.sleep(_POLL_S / 5)
     except TimeoutError:
         raise DemoFailed(f"the coordinator was not ready after {_START_LIMIT_S:.0f} s") from None
-    finally:
-        exited.cancel()
     return time.monotonic() - began
 
 
@@ -129,18 +150,18 @@ async def _customer(client: AsyncClient, waiting: Iterator[PlaceOrder], tally: T
             tally.ended(order.order, command.state)
 
 
-async def _observe(http: httpx.AsyncClient, tally: Tally, tell: Tell) -> None:
+async def _observe(url: str, tally: Tally, tell: Tell) -> None:
     """Looks at the coordinator as an operator would, for as long as the story lasts."""
-    while True:
-        try:
-            answer = await http.get("/v1/services", timeout=2.0)
-        except httpx.TransportError:
-            tally.watch.lost()
-        else:
-            if answer.is_success:
-                for news in tally.watch.saw(answer.json()):
+    async with httpx.AsyncClient(base_url=url, timeout=2.0) as http:
+        while True:
+            try:
+                answer = await http.get("/v1/services")
+            except httpx.TransportError:
+                tally.watch.lost()
+            else:
+                for news in tally.watch.saw(answer.json()) if answer.is_success else ():
                     tell(news)
-        await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_S)
 
 
 async def _trouble(plot: Plot, shop: Shop, tally: Tally, tell: Tell) -> float | None:
@@ -162,11 +183,22 @@ async def _outage(shop: Shop, tally: Tally, tell: Tell) -> None:
     payments = shop.services["payments"]
     tell(f"kill -9 {payments.pid}: payments is down")
     await payments.kill()
-    await tally.watch.suspends("payments")
+    # Either, since the last orders may be through before the breaker has seen enough.
+    await _either(tally.watch.suspends("payments"), tally.reaches(1.0))
     await asyncio.sleep(_OUTAGE_S)  # the outage itself
     tell(f"payments is started again; {tally.watch.delayed} orders are delayed")
     await payments.start()
-    await tally.watch.resumes("payments")
+    await _either(tally.watch.resumes("payments"), tally.reaches(1.0))
+
+
+async def _either(*waits: Coroutine[Any, Any, None]) -> None:
+    """Returns when one of them does."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _report(

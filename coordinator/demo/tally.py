@@ -86,7 +86,7 @@ class Tally:
     async def reaches(self, part: float) -> None:
         """Returns once ``part`` (0 to 1) of the orders are settled."""
         event = asyncio.Event()
-        self._milestones.append((max(1, int(self.total * part)), event))
+        self._milestones.append((int(self.total * part), event))
         self._reach()
         await event.wait()
 
