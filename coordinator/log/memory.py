@@ -80,6 +80,7 @@ class MemoryLog:
         self._injected: deque[Fault] = deque()
         self._late: list[tuple[int, list[bytes]]] = []
         self._stalled: list[asyncio.Future[None]] = []
+        self._stall_begun = asyncio.Event()
         self._unreadable = ""
 
     # ------------------------------------------------------------ faults
@@ -98,14 +99,14 @@ class MemoryLog:
     def release(self) -> None:
         """Lets the stalled appends go on."""
         stalled, self._stalled = self._stalled, []
+        self._stall_begun.clear()
         for waiting in stalled:
             if not waiting.done():
                 waiting.set_result(None)
 
-    @property
-    def stalled(self) -> int:
-        """How many appends are stalled."""
-        return len(self._stalled)
+    async def until_stalled(self) -> None:
+        """Returns once an append is stalled."""
+        await self._stall_begun.wait()
 
     def break_reads(self, reason: str = "the log cannot be read") -> None:
         """Every read raises LogError until `mend_reads`."""
@@ -212,10 +213,12 @@ class MemoryLog:
     async def _stall(self, partition: int, records: list[bytes]) -> int:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stalled.append(waiting)
+        self._stall_begun.set()
         try:
             await waiting
         except asyncio.CancelledError:
-            self._stalled.remove(waiting)
+            if waiting in self._stalled:
+                self._stalled.remove(waiting)
             self._late.append((partition, records))
             raise
         self._alive()

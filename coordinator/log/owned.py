@@ -245,15 +245,18 @@ class OwnedPartition:
             return
         self._busy = True
         give_up_at: float | None = None
+        last: Read | None = None
         try:
             while True:
                 match owner.settle():
                     case Act(ticket, base):
                         self._answer(ticket, base)
                     case Read() as read:
-                        now = monotonic()
-                        give_up_at = give_up_at or now + self._append_timeout_s
-                        if now > give_up_at:
+                        give_up_at = give_up_at or monotonic() + self._append_timeout_s
+                        if read == last:  # the reader does not see yet what it must
+                            await asyncio.sleep(_PAUSE_S)
+                        last = read
+                        if monotonic() > give_up_at:
                             self._step_down(owner, "the log could not be read to settle an append")
                         else:
                             await self._read_for(owner, read, give_up_at)
@@ -273,8 +276,6 @@ class OwnedPartition:
                     owner.end_reached()
         except (TimeoutError, LogError) as error:
             logger.warning("partition %d: cannot read the log to settle: %s", self.partition, error or "no answer")
-        if read.through is not None or owner.down is None:
-            await asyncio.sleep(0 if owner.verified > read.start else _PAUSE_S)
 
     async def _read(self, owner: Owner, read: Read) -> bool:
         """Hands the log from ``read.start`` to the owner; True when its end was reached."""
