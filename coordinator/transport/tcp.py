@@ -255,7 +255,9 @@ class _Peer(asyncio.Protocol):
             self._connection.fail(seq, self._stopping())
             return
         try:
-            _, self._watches[seq] = self._server.front.submit(frame.submission, _Watcher(self, seq, frame.want))
+            _, self._watches[seq] = self._server.front.submit(
+                frame.submission, _Watcher(self, seq, frame.want), frame.want
+            )
         except CoordinatorError as error:
             self._connection.fail(seq, error)
         except Exception:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -75,15 +74,11 @@ class Daemon:
         """Waits until the log tells where it listens."""
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
-            found = re.search(r'"event": ?"listening".*', self.text())
-            if found:
-                line = found.group()
-                self.ports = {
-                    name: int(re.search(rf'"{name}": ?"[^"]*:(\d+)"', line)[1])  # type: ignore[index]
-                    for name in ("http", "grpc", "tcp")
-                    if f'"{name}"' in line
-                }
-                return
+            for line in self.text().splitlines():
+                if '"event": "listening"' in line:
+                    told = json.loads(line)
+                    self.ports = {n: int(told[n].rpartition(":")[2]) for n in ("http", "grpc", "tcp") if n in told}
+                    return
             self._alive()
             time.sleep(0.01)
         raise AssertionError(f"not listening:\n{self.tail()}")
@@ -127,7 +122,11 @@ class Daemon:
 
 def _environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COORDINATOR_")}
-    return {**kept, "COORDINATOR_LOGGING__FORMAT": "json", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {
+        **kept,
+        "COORDINATOR_LOGGING__FORMAT": "json",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 Handler = Callable[["Arrival"], Awaitable[tuple[int, Any]]]
@@ -215,9 +214,10 @@ class Service:
         if status == 0:
             return False
         data = json.dumps(answer).encode()
-        writer.write(
-            f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode() +
-            data ) await writer.drain() return True
+        head_line = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        writer.write(head_line.encode() + data)
+        await writer.drain()
+        return True
 
     def _answer(self, arrival: Arrival) -> tuple[int, Any]:
         if self.down:
