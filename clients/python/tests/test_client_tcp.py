@@ -1,4 +1,4 @@
-"""The client over TCP against a scripted peer: what it sends, what it makes of answers, and of those that never come."""
+"""The client over TCP against a scripted peer: what it sends, what it makes of answers and of their absence."""
 
 from __future__ import annotations
 
