@@ -153,6 +153,6 @@ data_dir = {json.dumps(str(directory / "log"))}
 [listen]
 http = "{http}"
 tcp = "{tcp}"
-grpc = "127.0.0.1:{free_port()}"
+grpc = "off"
 
 {services}"""

@@ -30,6 +30,11 @@ class Screen:
         self._bar: TaskID = self._progress.add_task("orders", total=tally.total, status="")
 
     def tell(self, line: str) -> None:
+        """Adds a line, after whatever progress came before it."""
+        self._show()
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self._console.print(f"  {line}", highlight=False, soft_wrap=True)
 
     async def __aenter__(self) -> Self:
@@ -54,7 +59,7 @@ class Screen:
         tenths = self._tally.settled * 10 // self._tally.total
         if not self._console.is_terminal and tenths > self._tenths:
             self._tenths = tenths
-            self.tell(f"{self._tally.settled} of {self._tally.total} orders settled")
+            self._print(f"{self._tally.settled} of {self._tally.total} orders settled")
 
 
 def status_of(tally: Tally) -> str:
@@ -87,12 +92,12 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     return [
         ("orders submitted", f"{report.orders}"),
         ("completed", f"{counts['completed']}"),
-        ("refused half way and undone (compensated)", f"{counts['compensated']}"),
-        ("refused at the first step (failed)", f"{counts['failed']}"),
+        ("compensated (refused half way, undone)", f"{counts['compensated']}"),
+        ("failed (refused at the first step)", f"{counts['failed']}"),
         ("intake suspensions seen", f"{report.suspensions}"),
         ("delayed at the peak", f"{report.delayed_peak}"),
         ("from kill -9 to ready again", restart),
-        ("deeds and refusals in the three ledgers", f"{report.effects}"),
-        ("repeated requests that changed nothing", f"{report.repeats}"),
-        ("all in all", f"{report.seconds:.1f} s, {report.orders / report.seconds:.0f} sagas/s, outages included"),
+        ("entries in the three ledgers", f"{report.effects}"),
+        ("repeats that changed nothing", f"{report.repeats}"),
+        ("time, outage and restart included", f"{report.seconds:.1f} s, {report.orders / report.seconds:.0f} sagas/s"),
     ]
