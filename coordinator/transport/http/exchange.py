@@ -1,0 +1,162 @@
+"""One request and its answer, between ASGI's messages and the handlers.
+
+A handler is given a Request and returns an Answer: whole (`Whole`: a body whose length is known) or streamed (`Stream`:
+pieces as they come).  Errors are raised, never returned; `application` renders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.errors import InvalidPayload, Malformed, TooLarge
+from coordinator.transport.http.problem import Headers, HttpError
+from coordinator.transport.http.routing import JSON
+from coordinator.transport.json_input import decode
+
+T = TypeVar("T")
+
+_encode = msgspec.json.Encoder().encode
+_FORMS = (b"application/x-www-form-urlencoded", b"multipart/form-data")
+
+
+class Whole(Struct, frozen=True):
+    """An answer whose body is complete."""
+
+    status: int
+    body: bytes
+    media: str = JSON
+    headers: Headers = []
+
+
+class Stream(Protocol):
+    """An answer that goes on.
+
+    Made before the answer's first byte (so that errors can still be problems), iterated once at the reader's pace, and
+    closed in any case, also if the iteration never began.
+    """
+
+    media: str
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """What is sent; ends when there is no more to come.  Raises nothing: errors become its last piece."""
+        ...
+
+    def stop(self) -> None:
+        """The daemon stops: tell the reader, and end."""
+        ...
+
+    async def close(self) -> None:
+        """Releases what feeds it."""
+        ...
+
+
+Answer = Whole | Stream
+
+
+def json(document: Any, status: int = 200, headers: Headers | None = None) -> Whole:
+    """``document`` (structs or plain values) as a JSON answer."""
+    return Whole(status, _encode(document), JSON, headers or [])
+
+
+class Request:
+    """A request as handlers see it."""
+
+    __slots__ = ("_body_bytes_max", "_receive", "_scope", "path", "query")
+
+    def __init__(
+        self, scope: Any, receive: Any, path: dict[str, str], query: dict[str, Any], body_bytes_max: int
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._body_bytes_max = body_bytes_max
+        self.path = path
+        self.query = query
+
+    def header(self, name: bytes) -> str | None:
+        """The first header ``name`` (lower case), decoded as UTF-8 or else Latin-1; None without it."""
+        for key, value in self._scope["headers"]:
+            if key == name:
+                try:
+                    return bytes(value).decode()
+                except UnicodeDecodeError:
+                    return bytes(value).decode("latin-1")
+        return None
+
+    def accepts(self, media: str) -> bool:
+        """Whether the client names this media type in ``Accept``."""
+        return media in (self.header(b"accept") or "")
+
+    async def read(self, decoder: msgspec.json.Decoder[T], *, empty: T | None = None) -> T:
+        """The body as ``decoder``'s type; ``empty`` is what no body at all means, an error if None.
+
+        Raises TooLarge (before reading on), HttpError (415), Malformed, InvalidPayload.
+        """
+        body = await self.body()
+        if empty is not None and not body:
+            return empty
+        return decode(decoder, body)
+
+    async def body(self) -> bytes:
+        """The whole body, never more than the limit in memory."""
+        self._check_headers()
+        message = await self._message()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            return self._within_limit(body)
+        pieces, size = [body], len(body)
+        while message.get("more_body", False):
+            message = await self._message()
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > self._body_bytes_max:
+                raise self._too_large()
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    async def _message(self) -> Any:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise Malformed("the connection was lost within the body")  # nobody reads this
+        return message
+
+    def _check_headers(self) -> None:
+        for name, value in self._scope["headers"]:
+            if name == b"content-length":
+                if len(value) > 18 or int(value) > self._body_bytes_max:
+                    raise self._too_large()
+            elif name == b"content-type":
+                if value.split(b";", 1)[0].strip().lower() in _FORMS:
+                    raise HttpError(
+                        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                        "unsupported_media_type",
+                        "send JSON (content-type: application/json), not a form",
+                    )
+            elif name == b"content-encoding" and value.strip().lower() != b"identity":
+                raise HttpError(
+                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                    "unsupported_media_type",
+                    "send the body without a content-encoding",
+                    [(b"accept-encoding", b"identity")],
+                )
+
+    def _within_limit(self, body: bytes) -> bytes:
+        if len(body) > self._body_bytes_max:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"a request's body is limited to {self._body_bytes_max} bytes", limit_bytes=self._body_bytes_max
+        )
+
+
+def same_id(id: str | None, key: str | None) -> str | None:
+    """The one id of ``id`` in the body and the header ``Idempotency-Key``; raises InvalidPayload where they differ."""
+    if key is not None and id is not None and key != id:
+        raise InvalidPayload.at("Idempotency-Key", "differs from $.id; send one of them, or the same in both")
+    return id if id is not None else key

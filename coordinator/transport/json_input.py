@@ -1,0 +1,171 @@
+"""JSON from strangers: bytes to typed values, or an error that says which place is wrong.
+
+msgspec checks types while it parses, at 1 µs a small document, and stops at the first fault.  So the straight path is
+one `Decoder.decode`; everything else here runs only for bodies that look dangerous or turned out wrong:
+
+- *Depth.*  msgspec gives up near the interpreter's recursion limit, which depends on how deep the stack already is.
+  What was accepted must be readable again by any later reader (replay, views, the services' bodies), so the limit is
+  ours, fixed and far below: NESTING_MAX.
+- *Whole numbers beyond 64 bits.*  msgspec reads them, msgpack cannot hold them.  They are refused here, with their
+  path, rather than deep inside an append.
+- *All faults at once.*  After a type error the document is read again as plain values and compared field by field, so
+  that a person mends five mistakes in one go.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator
+from functools import cache
+from itertools import accumulate
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec.structs import fields as struct_fields
+
+from coordinator.errors import CoordinatorError, InvalidPayload, Malformed
+
+NESTING_MAX: Final = 256
+INT_MIN: Final = -(1 << 63)
+INT_MAX: Final = (1 << 64) - 1
+FAULTS_MAX: Final = 50  # a hostile document has a million faults; a person reads the first few
+
+T = TypeVar("T")
+
+_DIGITS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
+_NINETEEN_DIGITS = b"0" * 19  # the shortest number that may pass 64 bits
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_OPENERS = bytes.maketrans(b"[{]}", b"\x01\x01\x00\x00")
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_STEP = (-1, 1)
+_AT = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, root: str = "$") -> T:
+    """The typed value of ``body``.
+
+    Raises Malformed where the bytes are no JSON (or nest deeper than NESTING_MAX), InvalidPayload with the path of
+    every fault where they are, but of another shape.  ``root`` begins every path: ``$`` for a request's body,
+    ``$.payload`` where the document is a field of something else.
+    """
+    try:
+        value = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explained(decoder, body, root, error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _malformed(body, error) from None
+    _check_limits(body, root)
+    return value
+
+
+def _check_limits(body: bytes, root: str) -> None:
+    """Refuses a well-formed document that nests too deep or holds a whole number beyond 64 bits.
+
+    Both questions are first asked of the bytes at memory speed, in a way that may alarm falsely but never misses.
+    """
+    if len(body) > NESTING_MAX and body.count(b"[") + body.count(b"{") > NESTING_MAX and _depth(body) > NESTING_MAX:
+        raise _too_deep()
+    if _NINETEEN_DIGITS not in body.translate(_DIGITS):
+        return
+    faults = [
+        (path, f"a whole number has at most 64 bits ({INT_MIN} to {INT_MAX})")
+        for path, value in _walk(msgspec.json.decode(body), root)
+        if type(value) is int and not INT_MIN <= value <= INT_MAX
+    ]
+    if faults:
+        raise InvalidPayload.all(faults[:FAULTS_MAX])
+
+
+def _depth(body: bytes) -> int:
+    """How deep a well-formed document nests."""
+    brackets = _STRING.sub(b"", body).translate(_OPENERS, _NO_BRACKETS)
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
+
+
+def _malformed(body: bytes, error: Exception) -> Malformed:
+    if isinstance(error, RecursionError):
+        return _too_deep()
+    if not body.strip():
+        return Malformed("the body is empty; a JSON document is expected")
+    if isinstance(error, UnicodeDecodeError):
+        return Malformed("the body is not valid UTF-8")
+    if str(error) == "Input data was truncated":
+        return Malformed(f"the JSON ends too early, after byte {len(body)}, or holds half a surrogate pair")
+    return Malformed(str(error))
+
+
+def _too_deep() -> Malformed:
+    return Malformed(f"the JSON nests deeper than {NESTING_MAX} levels")
+
+
+# ---------------------------------------------------------------- the slow path: explaining
+
+
+def _explained(
+    decoder: msgspec.json.Decoder[Any], body: bytes, root: str, error: msgspec.ValidationError
+) -> CoordinatorError:
+    """Every fault of a document that one fault is known of."""
+    try:
+        plain = msgspec.json.decode(body)
+    except msgspec.ValidationError:  # a number too great for a float: wrong whatever the type
+        return InvalidPayload.all([_located(error, root)])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as worse:
+        return _malformed(body, worse)
+    if _depth(body) > NESTING_MAX:
+        return _too_deep()
+    found: list[tuple[str, str]] = []
+    for fault in _faults(decoder.type, plain, root):
+        found.append(fault)
+        if len(found) == FAULTS_MAX:
+            break
+    return InvalidPayload.all(found or [_located(error, root)])
+
+
+def _faults(type_: Any, value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The faults of a plain value against a type, struct fields and dict values one by one."""
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct) and isinstance(value, dict):
+        known = _field_types(type_)
+        for key, item in value.items():
+            if key in known:
+                yield from _faults(known[key], item, f"{path}.{key}")
+            else:
+                yield f"{path}.{key}", f"unknown field; known are {', '.join(sorted(known))}"
+        for field in struct_fields(type_):
+            if field.required and field.encode_name not in value:
+                yield f"{path}.{field.encode_name}", "required"
+    elif typing.get_origin(type_) is dict and isinstance(value, dict):
+        of = typing.get_args(type_)[1]
+        for key, item in value.items():
+            yield from _faults(of, item, f"{path}.{key}")
+    elif type(value) is int and not INT_MIN <= value <= INT_MAX:
+        yield path, f"a whole number has at most 64 bits ({INT_MIN} to {INT_MAX})"
+    else:
+        try:
+            msgspec.convert(value, type_)
+        except msgspec.ValidationError as error:
+            yield _located(error, path)
+
+
+@cache
+def _field_types(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.encode_name: field.type for field in struct_fields(struct)}
+
+
+def _located(error: msgspec.ValidationError, root: str) -> tuple[str, str]:
+    """msgspec's ``Expected `str`, got `int` - at `$.x` `` as (path below ``root``, fault)."""
+    match = _AT.fullmatch(str(error))
+    return (root + match[2], match[1]) if match else (root, str(error))
+
+
+def _walk(document: Any, root: str) -> Iterator[tuple[str, Any]]:
+    """Every leaf of a document with its path; by a stack of its own, since the caller's may be nearly used up."""
+    pending: list[tuple[str, Any]] = [(root, document)]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend((f"{path}.{key}", item) for key, item in reversed(value.items()))
+        elif isinstance(value, list):
+            pending.extend((f"{path}[{index}]", item) for index, item in reversed(list(enumerate(value))))
+        else:
+            yield path, value
