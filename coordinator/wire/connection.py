@@ -92,8 +92,8 @@ class TcpSettings(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.ping_interval_ms < self.idle_timeout_ms:
             raise ValueError("ping_interval_ms must be below idle_timeout_ms, else every quiet client is cut off")
-        if not HELLO_BYTES_MAX <= self.frame_bytes_max <= self.write_buffer_max:
-            raise ValueError(f"frame_bytes_max must lie between {HELLO_BYTES_MAX} and write_buffer_max")
+        if not HELLO_BYTES_MAX <= self.frame_bytes_max <= self.buffers_total_max:
+            raise ValueError(f"frame_bytes_max must lie between {HELLO_BYTES_MAX} and buffers_total_max")
 
 
 class Identity(Struct, frozen=True):

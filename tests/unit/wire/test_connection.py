@@ -287,7 +287,7 @@ def test_settings_that_would_cut_off_every_client_are_refused() -> None:
     with pytest.raises(ValueError, match="ping_interval_ms"):
         TcpSettings(ping_interval_ms=60_000)
     with pytest.raises(ValueError, match="frame_bytes_max"):
-        TcpSettings(frame_bytes_max=8 << 20)
+        TcpSettings(frame_bytes_max=1 << 30)
 
 
 def test_the_vectors_are_where_the_documentation_says() -> None:
