@@ -2,10 +2,11 @@
 
     python bench/http_client.py [--calls 20000] [--loop uvloop|asyncio] [--profile]
 
-One call is a POST of about 100 bytes of JSON answered by about 60; each number of calls in flight is held by starting the
-next call in ``done``, as the engine does.  Prints calls/s, the CPU of this process per call (microseconds), and the same for a
-bare protocol with httptools that sends ready bytes and decodes nothing: the floor that the client stands on.  Read the user
-part: the system part is mostly the kernel waking the server, which it must do the oftener the slower the client sends.
+One call is a POST of about 100 bytes of JSON answered by about 60; each number of calls in flight is held by
+starting the next call in ``done``, as the engine does.  Prints calls/s, the CPU of this process per call
+(microseconds), and the same for a bare protocol with httptools that sends ready bytes and decodes nothing: the floor
+that the client stands on.  Read the user part: the system part is mostly the kernel waking the server, which it must
+do the oftener the slower the client sends.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from coordinator.model.ids import CommandId
 from coordinator.model.settings import ServiceSettings
 
 ANSWER = (
-    b"HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Type: application/json\r\nContent-Length: 53\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 53\r\n\r\n"
     b'{"id":"ch-000001","status":"captured","amount":19990}'
 )
 BODY = {"order": "o-000001", "customer": "c-000001", "amount": 19990, "currency": "EUR", "items": ["sku-1", "sku-2"]}

@@ -1,1 +1,1 @@
-"""I/O out to services: sends Calls, classifies answers.  Decides nothing else: retries and breakers are the engine's."""
+"""I/O out to services: sends Calls, classifies answers.  Retries and breakers are the engine's decisions."""

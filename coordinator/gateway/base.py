@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,3 +24,10 @@ class Caller(Protocol):
     async def close(self) -> None:
         """Ends all calls under way (their ``done`` may be dropped) and closes connections."""
         ...
+
+
+def wall_ms() -> int:
+    """The date, to compare with the dates that services write (``Retry-After``); nothing recorded or timed depends
+    on it.
+    """
+    return time.time_ns() // 1_000_000  # noqa: TID251 - the daemon's Clock never goes back, so it may be ahead of the date

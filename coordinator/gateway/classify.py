@@ -4,19 +4,19 @@ A saga only moves on what is *known* (DESIGN section 5), so everything that come
 
     OUTCOME   the step is done                        2xx · gRPC OK
     FAILURE   the service said no, and meant it       3xx, 4xx · NOT_FOUND, INVALID_ARGUMENT …
-    DELAYED   nobody knows whether it was done        408, 425, 429, 5xx · timeouts, lost connections, garbage · UNAVAILABLE …
+    DELAYED   nobody knows whether it was done        408, 425, 429, 5xx · UNAVAILABLE … · timeouts, lost connections
 
-A step may override the rule for a status ("404": outcome), a class ("5xx": failure) or a gRPC name; the exact status wins.
+A step may override the rule for a status ("404": outcome), a class ("5xx": failure) or a gRPC name; exact wins.
 
 **Bodies.**  A service that said 2xx has done its work, so no body, however broken, may turn that into a doubt: an
 unreadable one is kept as it came.  What is recorded, as msgpack:
 
 - empty → null;
-- JSON (``application/json``, ``+json``, or no content type) → the value.  Integers beyond 64 bits, which msgpack cannot hold,
-  become strings of their digits (an id survives that, a float would not be the id any more); the last of duplicate keys
-  counts; what is not JSON after all (NaN, nesting deeper than 128, …) is kept as text;
-- text (``text/*``, XML, forms, YAML) → a string, except that a text that starts with ``{`` or ``[`` and is JSON is read as
-  JSON, since servers that guess the content type (Go's do) call their JSON ``text/plain``;
+- JSON (``application/json``, ``+json``, or no content type) → the value.  Integers beyond 64 bits, which msgpack
+  cannot hold, become strings of their digits (an id survives that, a float would not be the id any more); the last
+  of duplicate keys counts; what is not JSON after all (NaN, nesting deeper than 128, …) is kept as text;
+- text (``text/*``, XML, forms, YAML) → a string, except that a text that starts with ``{`` or ``[`` and is JSON is
+  read as JSON, since servers that guess the content type (Go's do) call their JSON ``text/plain``;
 - any other content type, or text that cannot be decoded → bytes.
 """
 
@@ -59,7 +59,8 @@ GRPC_FAILURES: Final = frozenset({
     "OUT_OF_RANGE", "UNIMPLEMENTED",
 })  # fmt: skip
 GRPC_UNKNOWNS: Final = frozenset({
-    "ABORTED", "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+    "ABORTED", "CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE",
+    "DATA_LOSS",
 })  # fmt: skip
 OVERRIDES: Final = frozenset(_VERDICTS)
 
@@ -85,8 +86,8 @@ def http_answer(
 ) -> Answer:
     """Classifies a whole HTTP answer; never raises.
 
-    ``headers`` has lower-case names (``content-type`` and ``retry-after`` are looked at), ``status`` is 200 to 599, ``now_ms``
-    (since 1970) is what a date in ``Retry-After`` is compared with.
+    ``headers`` has lower-case names (``content-type`` and ``retry-after`` are looked at), ``status`` is 200 to 599,
+    ``now_ms`` (since 1970) is what a date in ``Retry-After`` is compared with.
     """
     if status < 300 and not overrides:  # the hot path
         return Answer(Verdict.OUTCOME, body_as_msgpack(body, headers.get("content-type", "")))
@@ -117,7 +118,7 @@ def _http_verdict(status: int, overrides: Mapping[str, str]) -> Verdict:
 
 
 def retry_after(text: str, now_ms: int) -> int | None:
-    """Milliseconds that ``Retry-After`` (seconds, or an HTTP date) asks for, at most an hour; None for what makes no sense."""
+    """Milliseconds that ``Retry-After`` (seconds, or an HTTP date) asks for, at most an hour; None for nonsense."""
     text = text.strip()
     if text.isascii() and text.isdecimal():
         return min(int(text[:12]) * 1000, RETRY_AFTER_MS_MAX) if len(text) < 12 else RETRY_AFTER_MS_MAX

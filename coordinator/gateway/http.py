@@ -1,28 +1,30 @@
 """The HTTP/1.1 client: a pool of keep-alive connections to one service, from callbacks to callbacks.
 
-Calling services is what this program does most, so this is its hottest code.  A call costs no task and no future: `send`
-writes to an idle connection, and ``done`` is called from the ``data_received`` that completed the answer (httptools parses).
-A task is made only to open a connection.  `bench/http_client.py` measures it.
+Calling services is what this program does most, so this is its hottest code.  A call costs no task and no future:
+`send` writes to an idle connection, and ``done`` is called from the ``data_received`` that completed the answer
+(httptools parses).  A task is made only to open a connection.  `bench/http_client.py` measures it.
 
 **An exchange** is one call under way on one connection.  Whatever happens to it ends in exactly one of three places:
 `_Connection._answered` (a whole answer), `_Connection._failed` (half an answer, a lost connection, the deadline …) or
 `HttpCaller._unreached` (no connection).  Each first takes the exchange off its connection; what happens to that
 connection later concerns nobody.  Everything but a whole answer is DELAYED: only the service knows what it did.
 
-**Deadlines.**  A call's time runs from the moment it has its turn, not while it waits for one of the ``max_in_flight`` turns: a
-backlog at a healthy service must not turn into unknown answers, which would open its breaker.  The wait is bounded all
-the same: a call that has waited for its whole timeout, in which the service has answered nobody, ends with the next call
-whose time runs out.  A timer for each call would cost more than the call's parsing, so one timer is set for the nearest deadline
-of all and looks around when it goes off; under steady traffic that is once per timeout.
+**Deadlines.**  A call's time runs from the moment it has its turn, not while it waits for one of the
+``max_in_flight`` turns: a backlog at a healthy service must not turn into unknown answers, which would open its
+breaker.  The wait is bounded all the same: a call that has waited for its whole timeout, in which the service has
+answered nobody, ends with the next call whose time runs out.  A timer for each call would cost more than the call's
+parsing, so one timer is set for the nearest deadline of all and looks around when it goes off; under steady traffic
+that is once per timeout.
 
-**Dead connections.**  Servers close idle connections whenever they like.  When a *reused* connection turns out dead before
-a single byte of the answer, the call is sent once more, on a fresh connection, within the same deadline: without this,
-each such closing would delay a command and count against the breaker.  Sending twice is safe because services are idempotent
-by key.  A connection unused for longer than `IDLE_S_MAX` is not trusted (networks forget them silently).
+**Dead connections.**  Servers close idle connections whenever they like.  When a *reused* connection turns out dead
+before a single byte of the answer, the call is sent once more, on a fresh connection, within the same deadline:
+without this, each such closing would delay a command and count against the breaker.  Sending twice is safe because
+services are idempotent by key.  A connection unused for longer than `IDLE_S_MAX` is not trusted (networks forget
+them silently).
 
-**What is not trusted.**  An answer may be longer than it said, come twice, come early, never end, or be no HTTP at all.  Sizes
-are bounded before anything is kept; after anything odd the connection is dropped, and what was whole by then counts.
-There are no redirects, no cookies, no compression and no upgrades.
+**What is not trusted.**  An answer may be longer than it said, come twice, come early, never end, or be no HTTP at
+all.  Sizes are bounded before anything is kept; after anything odd the connection is dropped, and what was whole by
+then counts.  There are no redirects, no cookies, no compression and no upgrades.
 """
 
 from __future__ import annotations
@@ -32,14 +34,13 @@ import errno
 import re
 import socket
 import ssl
-import time
 from collections import deque
 from typing import Final, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from coordinator.errors import ConfigError
-from coordinator.gateway.base import Done
+from coordinator.gateway.base import Done, wall_ms
 from coordinator.gateway.classify import delayed, http_answer, refused
 from coordinator.gateway.request import BadRequest, HttpTemplate, address
 from coordinator.model.call import Answer, Call, Request
@@ -84,7 +85,8 @@ class _Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_complete", "_head", "_headers", "_keep", "_parser", "_paused", "_pool", "_received", "_received_max",
-        "_reused", "_size", "_status", "_trouble", "_unsent", "due", "exchange", "on_header", "opening", "transport", "used_at",
+        "_reused", "_size", "_status", "_trouble", "_unsent", "due", "exchange", "on_header", "opening", "transport",
+        "used_at",
     )  # fmt: skip
 
     def __init__(self, pool: HttpCaller, exchange: _Exchange, due: float) -> None:
@@ -125,7 +127,7 @@ class _Connection(asyncio.Protocol):
         self._send(exchange.wire)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
         exchange = self.exchange
         if exchange is None:  # given up meanwhile
             self.transport.abort()
@@ -230,7 +232,7 @@ class _Connection(asyncio.Protocol):
         request = exchange.call.request
         assert isinstance(request, Request)
         body = self._body if isinstance(self._body, bytes) else b"".join(self._body)
-        now_ms = 0 if status < 300 else int(time.time() * 1000)
+        now_ms = 0 if status < 300 and not request.answers else wall_ms()
         answer = http_answer(status, self._headers, body, request.answers, now_ms)
         self.exchange = None
         if self._keep and self._unsent is None:
@@ -293,7 +295,7 @@ class _Connection(asyncio.Protocol):
         self._failed(answer)
 
     def _ends_with_connection(self) -> bool:
-        """Whether the answer under way is one whose end is the connection's: neither length nor chunks were announced."""
+        """Whether the answer under way ends with the connection: neither length nor chunks were announced."""
         chunked = self._headers.get("transfer-encoding", "").lower().endswith("chunked")
         return self._status > 0 and not chunked and "content-length" not in self._headers
 
@@ -311,8 +313,9 @@ class _Connection(asyncio.Protocol):
 class HttpCaller:
     """Calls one HTTP service (`gateway.base.Caller`).
 
-    ``settings.url`` is ``http://`` or ``https://`` with an optional base path, which is put before each request's path.  Raises
-    ConfigError for a URL, a header or a CA file that cannot be used.  All methods are for the thread of ``loop``.
+    ``settings.url`` is ``http://`` or ``https://`` with an optional base path, which is put before each request's
+    path.  Raises ConfigError for a URL, a header or a CA file that cannot be used.  All methods are for the thread
+    of ``loop``.
     """
 
     def __init__(self, settings: ServiceSettings, loop: asyncio.AbstractEventLoop) -> None:
@@ -413,7 +416,7 @@ class HttpCaller:
         self._tell(exchange, answer)
 
     def again(self, exchange: _Exchange) -> None:
-        """Sends an exchange once more, whose reused connection was dead: on a fresh one, so this cannot happen to it twice."""
+        """Sends an exchange once more, whose reused connection was dead; on a fresh one, so never a third time."""
         self._open(exchange, self.now())
 
     def _tell(self, exchange: _Exchange, answer: Answer) -> None:

@@ -1,16 +1,16 @@
-"""What goes out: the pure part of building a request, shared by all callers, so that all of them refuse the same things.
+"""What goes out: the pure part of building a request, shared by all callers so that all refuse the same.
 
-Methods, paths and headers come from definitions and code, and from there often from what a client submitted.  So nothing in
-them can end a line, start a header or lead to another host: paths are percent-encoded, header values that could break a
-line are refused, and the headers on which the protocol or the exactly-once promise rests cannot be overridden.  A request
-that cannot be built is never sent; its step fails with the code ``bad_request_built``.
+Methods, paths and headers come from definitions and code, and from there often from what a client submitted.  So
+nothing in them can end a line, start a header or lead to another host: paths are percent-encoded, header values that
+could break a line are refused, and the headers on which the protocol or the exactly-once promise rests cannot be
+overridden.  A request that cannot be built is never sent; its step fails with the code ``bad_request_built``.
 
-**Keys.**  ``Idempotency-Key`` is ``<command id>/<step>``.  Ids may hold any letters, headers and gRPC metadata may not, so
-characters other than visible ASCII, and ``%`` itself, are percent-encoded (UTF-8).  Two keys never become the same header, an
-ASCII key goes out as it is, and ``unquote`` gives back the original.
+**Keys.**  ``Idempotency-Key`` is ``<command id>/<step>``.  Ids may hold any letters, headers and gRPC metadata may
+not, so characters other than visible ASCII, and ``%`` itself, are percent-encoded (UTF-8).  Two keys never become
+the same header, an ASCII key goes out as it is, and ``unquote`` gives back the original.
 
-The head of a request is mostly the same for each call of a service: `HttpTemplate` prepares it once, since building requests
-is on the hottest path of the program.
+The head of a request is mostly the same for each call of a service: `HttpTemplate` prepares it once, since building
+requests is on the hottest path of the program.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ FENCE_HEADER: Final = "Coordinator-Fence"
 OURS: Final = frozenset({"idempotency-key", "coordinator-fence"})
 """Nobody else may set these: retries are safe because of them."""
 FRAMING: Final = frozenset({
-    "connection", "content-length", "expect", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    "connection", "content-length", "expect", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade",
 })  # fmt: skip
 """These say where a message ends and what becomes of the connection: the client's own business."""
 
@@ -58,7 +59,7 @@ class BadRequest(ValueError):
 
 
 class Address(Struct, frozen=True):
-    """Where a service is: ``authority`` is what Host says (IPv6 in brackets, default port left out), ``base`` the path's start."""
+    """Where a service is; ``authority`` is what Host says (IPv6 in brackets), ``base`` the first path."""
 
     scheme: str
     host: str
@@ -100,8 +101,8 @@ def address(settings: ServiceSettings) -> Address:
 def encode_path(path: str) -> str:
     """``path`` (with its query) as it may stand in a request line; raises BadRequest.
 
-    Percent-encodes what is not allowed there; keeps what is encoded already.  A path without a leading slash gets one; a
-    whole URL, or ``//host``, is refused: where a request goes is the configuration's word.
+    Percent-encodes what is not allowed there; keeps what is encoded already.  A path without a leading slash gets
+    one; a whole URL, or ``//host``, is refused: where a request goes is the configuration's word.
     """
     if _PLAIN_PATH(path):
         return path
