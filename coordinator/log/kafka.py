@@ -39,7 +39,6 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     NoError,
     NotCoordinatorError,
     OffsetOutOfRangeError,
-    ProducerClosed,
     RecordListTooLargeError,
     RequestTimedOutError,
     TopicAlreadyExistsError,
@@ -255,7 +254,7 @@ class KafkaLog:
         )
         try:
             if identity := await self._lock(partition):
-                # The one private call.  With an identity set, start() asks for none of its own.
+                # A private call.  With an identity set, start() asks for none of its own.
                 producer._txn_manager.set_pid_and_epoch(*identity)
             await producer.start()
         except BaseException as error:
@@ -276,7 +275,7 @@ class KafkaLog:
             logger.warning(
                 "no lock at the broker for %s (%s); epochs in the log still keep two owners apart",
                 name,
-                error or "no answer",
+                str(error) or "no answer",
             )
             return None
 
@@ -522,8 +521,23 @@ class KafkaWriter:
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
-    """Stops a producer without waiting for what it has not delivered, which could take for ever."""
-    producer._message_accumulator.fail_all(ProducerClosed())
+    """Stops a producer without waiting for what it has not delivered, which its own stop() does, for ever if need be.
+
+    In this order: no more sending; connections closed, so that what is under way fails now; what was never answered is
+    forgotten (whoever waited has been told "unknown"); then there is nothing left for stop() to wait for.
+    """
+    sender = producer._sender.sender_task
+    if sender is not None:
+        sender.cancel()
+        await producer.client.close()
+        while not sender.done():  # one cancel ends its loop, each further one a request that waits for metadata
+            await asyncio.wait([sender], timeout=0.1)
+            sender.cancel()
+    accumulator = producer._message_accumulator
+    pending = accumulator._pending_batches
+    pending.update(batch for queue in accumulator._batches.values() for batch in queue)
+    for batch in list(pending):
+        batch.future.cancel()
     await producer.stop()
 
 

@@ -191,7 +191,7 @@ class OwnedPartition:
             except Rejected as error:
                 owner.refused(ticket, str(error))
             except (TimeoutError, LogError) as error:
-                logger.warning("append to partition %d in doubt: %s", self.partition, error or "no answer in time")
+                logger.warning("append to partition %d in doubt: %s", self.partition, str(error) or "no answer in time")
                 owner.unknown(ticket)
             else:
                 owner.acked(ticket, base)
@@ -222,7 +222,9 @@ class OwnedPartition:
             if end > owner.verified:
                 await self._read(owner, Read(owner.verified, None))
         except (TimeoutError, LogError) as error:
-            logger.warning("partition %d: the end of the log cannot be read: %s", self.partition, error or "no answer")
+            logger.warning(
+                "partition %d: the end of the log cannot be read: %s", self.partition, str(error) or "no answer"
+            )
         finally:
             self._busy = False
         await self._settle(owner)  # an append that was answered meanwhile left its settling to this call
@@ -275,7 +277,7 @@ class OwnedPartition:
                 if await self._read(owner, read):
                     owner.end_reached()
         except (TimeoutError, LogError) as error:
-            logger.warning("partition %d: cannot read the log to settle: %s", self.partition, error or "no answer")
+            logger.warning("partition %d: cannot read the log to settle: %s", self.partition, str(error) or "no answer")
 
     async def _read(self, owner: Owner, read: Read) -> bool:
         """Hands the log from ``read.start`` to the owner; True when its end was reached."""
@@ -322,4 +324,4 @@ class OwnedPartition:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await writer.close()
         except (TimeoutError, LogError) as error:
-            logger.warning("partition %d: the session did not close: %s", self.partition, error or "no answer")
+            logger.warning("partition %d: the session did not close: %s", self.partition, str(error) or "no answer")

@@ -55,7 +55,15 @@ async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 def owned(log: KafkaLog, name: str = "a", timeout_ms: int = 5_000) -> OwnedPartition:
-    return OwnedPartition(log, 0, instance=name, address=f"{name}:1", clock=lambda: 1, append_timeout_ms=timeout_ms)
+    return OwnedPartition(
+        log,
+        0,
+        instance=name,
+        address=f"{name}:1",
+        clock=lambda: 1,
+        append_timeout_ms=timeout_ms,
+        acquire_timeout_ms=4 * timeout_ms,
+    )
 
 
 def timer(owner: OwnedPartition, id: str) -> bytes:
