@@ -171,7 +171,7 @@ class LogSection(Section, frozen=True, kw_only=True):
     data_dir: Annotated[str, _checked(_not_empty)] = "coordinator-data"
     bootstrap: Annotated[str, _checked(_brokers)] = "127.0.0.1:9092"
     topic: Annotated[str, _checked(_topic)] = ""
-    partitions: Annotated[int, Meta(ge=1, le=1024)] = 6  # fixed once the log exists; few: batches shrink as they grow
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 6  # of Kafka; fixed once the log exists; few: batches shrink
     replication: Annotated[int, Meta(ge=0, le=15)] = 0  # of a topic that is created; 0: 3, or 1 on fewer than 3 brokers
     append_timeout: Interval = Duration(10_000)  # then the client is told log_unavailable
 
