@@ -1,0 +1,100 @@
+"""Compiling a definition: expressions are checked against what will be there when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coordinator.engine.expressions import ExpressionError
+from coordinator.engine.plan import FAULTS_MAX, compile_definition
+from coordinator.errors import InvalidPayload
+from coordinator.saga import Retry
+
+SERVICES = {"stock": "http", "payments": "http"}
+
+
+def step(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "service": "stock", "path": "/x", **fields}
+
+
+def faults(*steps: dict[str, Any], **rest: Any) -> dict[str, str]:
+    with pytest.raises(InvalidPayload) as found:
+        compile_definition({"name": "order", "version": 1, "steps": list(steps), **rest}, services=SERVICES)
+    return {each["path"]: each["fault"] for each in found.value.extra["faults"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "fault"),
+    [
+        ({"body": {"x": "${steps.chagre.id}"}}, "$.steps[1].body.x", 'unknown step "chagre" (did you mean "charge"?)'),
+        ({"when": "steps.other.id == 1"}, "$.steps[1].when", 'step "other" does not come before "b": name it in after'),
+        ({"path": "/x/${steps.b.id}"}, "$.steps[1].path", "not there before it has run (its undo may use it)"),
+        ({"headers": {"X": "${steps}"}}, "$.steps[1].headers.X", "steps is used with the name of a step"),
+        ({"when": "size(steps) > 1"}, "$.steps[1].when", "steps is used with the name of a step"),
+        ({"when": "steps[payload.x] == 1"}, "$.steps[1].when", "steps is used with the name of a step"),
+        ({"when": "payload.l.all(i, steps.other == i)"}, "$.steps[1].when", 'step "other" does not come before "b"'),
+        ({"when": "command.payload.x"}, "$.steps[1].when", "unknown input 'command.payload.x'"),
+        ({"when": "env.x"}, "$.steps[1].when", "unknown input 'env'"),
+        ({"when": "payload.x >"}, "$.steps[1].when", "bad expression: at character 12"),
+        ({"body": "${payload.x >}"}, "$.steps[1].body", "bad expression ${payload.x >}: at character 12"),
+        ({"path": "//evil.example/${payload.x}"}, "$.steps[1].path", "does not start with //"),
+        ({"path": "${payload.url}"}, "$.steps[1].path", "a path starts with /"),
+        ({"undo": {"path": "/u/${steps.other.id}"}}, "$.steps[1].undo.path", 'step "other" does not come before'),
+        ({"headers": {"X": "a\nb: c"}}, "$.steps[1].headers.X", "no line breaks"),
+    ],
+)
+def test_an_expression_may_use_only_what_is_there(fields: dict[str, Any], path: str, fault: str) -> None:
+    """What a step cannot know when it runs is refused when the definition is registered."""
+    found = faults(step("charge"), step("b", **fields), step("other", after=[]))
+    assert path in found, found
+    assert fault in found[path]
+
+
+def test_faults_of_shape_and_of_expressions_come_together() -> None:
+    """A wrong order does not hide a bad expression."""
+    found = faults(step("a", after=["zz"], when="x"), step("b", body="${steps.zz}"), result="${steps.yy}")
+    assert set(found) == {"$.steps[0].after[0]", "$.steps[0].when", "$.steps[1].body", "$.result"}
+
+
+def test_the_list_of_faults_has_an_end() -> None:
+    """A large definition that is wrong everywhere gets an answer of sensible size."""
+    assert len(faults(*[step(f"s{n}", when="x", body="${y}") for n in range(200)])) == FAULTS_MAX
+
+
+def test_an_undo_may_use_its_own_outcome_and_the_result_any() -> None:
+    """Each expression sees what has certainly ended when it is evaluated."""
+    plan = compile_definition(
+        {
+            "steps": [step("a"), step("b", after=[], undo={"path": "/${steps.b.id}"})],
+            "result": ["${steps.a}", "${steps.b}"],
+        },
+        services=SERVICES,
+    )
+    undo = plan.steps[1].undo
+    assert undo is not None
+    assert undo.request({"steps": {"b": {"id": 7}}}).path == "/7"
+    assert plan.result.render({"steps": {"a": 1, "b": None}}) == [1, None]
+
+
+def test_a_request_without_expressions_is_made_once() -> None:
+    """A static request is the same object for every command."""
+    plan = compile_definition({"steps": [step("a", body={"x": 1}, headers={"X": "1"})]}, services=SERVICES)
+    request = plan.steps[0].request
+    assert request.fixed is not None
+    assert request.request({}) is request.fixed
+    assert (request.fixed.path, request.fixed.body, request.fixed.headers) == ("/x", {"x": 1}, {"X": "1"})
+
+
+def test_a_header_cannot_be_broken_by_a_payload() -> None:
+    """A line break in an inserted value fails the step before anything is sent."""
+    plan = compile_definition({"steps": [step("a", headers={"X": "v ${payload.x}"})]}, services=SERVICES)
+    assert plan.steps[0].request.request({"payload": {"x": "y"}}).headers == {"X": "v y"}
+    with pytest.raises(ExpressionError, match="no line breaks"):
+        plan.steps[0].request.request({"payload": {"x": "y\r\nHost: evil"}})
+
+
+def test_retry_is_the_sagas_own() -> None:
+    """Fields that are not given keep the defaults that code commands have."""
+    plan = compile_definition({"steps": [step("a", retry={"attempts": 4, "first": "2s"})]}, services=SERVICES)
+    assert plan.steps[0].request.retry == Retry(attempts=4, first="2s")
