@@ -24,18 +24,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = report.Results(machine=report.machine())
     with _kafka(any(cell.log == "kafka" for cell in cells)) as bootstrap:
         for measured in throughput.measure(cells, options.seconds, bootstrap, _say):
-            results.throughput.append(measured)
-    if _selected("start", options.only):
-        _say("start on an empty log")
-        results.empty = recovery.start_empty()
-    if _selected("replay", options.only):
-        _say(f"replay of {options.commands:,} finished commands")
-        results.replay = recovery.replay(options.commands)
-    if _selected("resume", options.only):
-        _say(f"resume of {options.uncompleted:,} commands")
-        results.resume = recovery.resume(options.uncompleted, options.limit)
+            if isinstance(measured, str):
+                results.failures.append(measured)
+            else:
+                results.throughput.append(measured)
+    _recover(results, options)
     _say(f"written to {_write(results).relative_to(ROOT)}")
     sys.stdout.write(report.markdown(results))
+    for failure in results.failures:
+        _say(f"FAILED {failure}")
+    sys.exit(1 if results.failures else 0)
+
+
+def _recover(results: report.Results, options: argparse.Namespace) -> None:
+    """The starts; one that fails does not cost the figures of the others."""
+    if _selected("start", options.only):
+        with _part("start on an empty log", results):
+            results.empty = recovery.start_empty()
+    if _selected("replay", options.only):
+        with _part(f"replay of {options.commands:,} finished commands", results):
+            results.replay = recovery.replay(options.commands)
+    if _selected("resume", options.only):
+        with _part(f"resume of {options.uncompleted:,} commands", results):
+            results.resume = recovery.resume(options.uncompleted, options.limit)
+
+
+@contextmanager
+def _part(name: str, results: report.Results) -> Iterator[None]:
+    _say(name)
+    try:
+        yield
+    except RuntimeError as failure:
+        results.failures.append(f"{name}: {failure}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

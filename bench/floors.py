@@ -36,7 +36,7 @@ from coordinator.model.records import SCHEMA, Outcome, raw
 from coordinator.wire.codec import encode as encode_record
 from coordinator.wire.frames import MAGIC, PREFIX, Final, Hello, Submit, read, write
 
-PARTITIONS = 6  # the daemon's default
+PARTITIONS = {"sqlite": 1, "kafka": 6}  # as the daemon has them by default
 CALLS, APPENDS, FRAMES = 3, 5, 1  # of one saga
 
 
@@ -116,9 +116,9 @@ async def _caller(address: str, request: bytes, window: Window, failed: Failed) 
 async def appends(target: str, in_flight: int, seconds: float) -> Figures:
     log = make_log(target)
     await log.open()
-    writers = [await log.writer(partition) for partition in range(PARTITIONS)]
+    writers = [await log.writer(partition) for partition in range(log.partitions)]
     window = Window(_own(in_flight, seconds))
-    lanes = Counter(number % PARTITIONS for number in range(in_flight))
+    lanes = Counter(number % log.partitions for number in range(in_flight))
     async with asyncio.TaskGroup() as group:
         measuring = group.create_task(window.run())
         for partition, waiting in lanes.items():
@@ -152,11 +152,11 @@ def make_log(target: str) -> Log:
     if kind == "sqlite":
         from coordinator.log.sqlite import SqliteLog
 
-        return SqliteLog(where, PARTITIONS)
+        return SqliteLog(where, PARTITIONS[kind])
     from coordinator.log.kafka import KafkaLog
 
     bootstrap, _, topic = where.partition("/")
-    return KafkaLog(bootstrap=bootstrap, topic=topic, partitions=PARTITIONS)
+    return KafkaLog(bootstrap=bootstrap, topic=topic, partitions=PARTITIONS[kind])
 
 
 # ---------------------------------------------------------------- frames

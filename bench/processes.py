@@ -90,14 +90,17 @@ class Program:
         return self._log.read_text(errors="replace")
 
     def until(self, what: str, done: Any) -> float:
-        """Polls ``done()`` each 5 ms until it is true; returns seconds.  Raises RuntimeError with the output."""
+        """Polls ``done()`` until it is true; returns seconds.  Raises RuntimeError with the output.
+
+        Polls become rarer (1 % of the time waited), since a poll costs the program that is measured.
+        """
         began = time.monotonic()
         while not done():
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self._arguments} ended before it was {what}:\n{self.output()[-4000:]}")
             if time.monotonic() - began > _READY_S:
                 raise RuntimeError(f"{self._arguments} was not {what} after {_READY_S} s:\n{self.output()[-4000:]}")
-            time.sleep(0.005)
+            time.sleep(max(0.005, (time.monotonic() - began) / 100))
         return time.monotonic() - began
 
 

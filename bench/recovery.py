@@ -15,11 +15,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from bench.commands import PAYLOAD, STEPS
-from bench.floors import PARTITIONS
-from bench.processes import Daemon, Service, peak_mib, request, sqlite_section
+from bench.processes import Daemon, Service, cpu_seconds, peak_mib, request, sqlite_section
 from coordinator.engine.registry import fingerprint
 from coordinator.log.sqlite import SqliteLog
-from coordinator.model.ids import CommandId, partition_of
+from coordinator.model.ids import CommandId
 from coordinator.model.records import SCHEMA, Epoch, Finished, Outcome, Record, Submitted, raw
 from coordinator.wire.codec import encode
 
@@ -33,10 +32,11 @@ Records = Callable[[CommandId], list[Record]]
 
 
 class Start(Struct, frozen=True, kw_only=True):
-    """A start that found ``records`` in the log: seconds to ready, and the most memory it took."""
+    """A start that found ``records`` in the log: seconds to ready, CPU seconds of that, the most memory it took."""
 
     records: int
     ready_s: float
+    cpu_s: float
     peak_mib: float
 
 
@@ -72,10 +72,10 @@ def _start(commands: int, records: Records) -> Start:
         directory = Path(name)
         count = asyncio.run(write_log(directory / "data", commands, records)) if commands else 0
         with Daemon(directory, sqlite_section(directory), service.address) as daemon:
-            peak = peak_mib(daemon.pid)
+            peak, cpu_s = peak_mib(daemon.pid), cpu_seconds(daemon.pid)
             if commands:
                 _must_be_completed(daemon, command_id(commands - 1))
-            return Start(records=count, ready_s=daemon.ready_s, peak_mib=max(peak, peak_mib(daemon.pid)))
+            return Start(records=count, ready_s=daemon.ready_s, cpu_s=cpu_s, peak_mib=max(peak, peak_mib(daemon.pid)))
 
 
 def _must_be_completed(daemon: Daemon, id: str) -> None:
@@ -153,21 +153,17 @@ _FINGERPRINT = fingerprint("ThreeSteps", None, PAYLOAD, None)
 
 async def write_log(data_dir: Path, commands: int, records: Records) -> int:
     """Writes a log of ``commands``, interleaved as a daemon interleaves them; returns how many records it holds."""
-    log = SqliteLog(data_dir, PARTITIONS)
+    log = SqliteLog(data_dir)
     await log.open()
+    writer = await log.writer(0)
     count = 0
-    writers = [await log.writer(partition) for partition in range(PARTITIONS)]
-    for writer in writers:
-        await writer.append([encode(Epoch(SCHEMA, _TOKEN, _AT, "bench", ""))])
+    await writer.append([encode(Epoch(SCHEMA, _TOKEN, _AT, "bench", ""))])
     for batch in _batches(commands):
-        shares: list[list[bytes]] = [[] for _ in writers]
-        for stage in zip(*(records(id) for id in batch), strict=True):
-            for id, record in zip(batch, stage, strict=True):
-                shares[partition_of(id, PARTITIONS)].append(encode(record))
-        for writer, share in zip(writers, shares, strict=True):
-            if share:
-                await writer.append(share)
-                count += len(share)
+        stages = zip(*(records(id) for id in batch), strict=True)
+        share = [encode(record) for stage in stages for record in stage]
+        await writer.append(share)
+        count += len(share)
+    await writer.close()
     await log.close()
     return count
 

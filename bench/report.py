@@ -24,6 +24,7 @@ class Results(Struct, kw_only=True):
     empty: Start | None = None
     replay: Start | None = None
     resume: Resumed | None = None
+    failures: list[str] = []
 
 
 def machine() -> str:
@@ -87,13 +88,19 @@ def _floors(rows: Iterable[Measured]) -> str:
 
 
 def _starts(results: Results) -> str:
-    rows = []
-    if results.empty:
-        rows.append(["an empty log", _judged(results.empty.ready_s, EMPTY_START_S_MAX), _mib(results.empty.peak_mib)])
-    if results.replay:
-        what = f"{results.replay.records:,} records of finished commands"
-        rows.append([what, _judged(results.replay.ready_s, REPLAY_S_MAX), _mib(results.replay.peak_mib)])
-    return _table(("start on", "ready after s", "peak MiB"), rows)
+    starts = [
+        ("an empty log", results.empty, EMPTY_START_S_MAX),
+        ("a log of finished commands", results.replay, REPLAY_S_MAX),
+    ]
+    return _table(
+        ("start on", "records", "ready after s", "CPU s", "peak MiB"),
+        (
+            [what, f"{start.records:,}", _judged(start.ready_s, limit), f"{start.cpu_s:.2f}",
+             _judged(start.peak_mib, PEAK_MIB_MAX, ".0f")]
+            for what, start, limit in starts
+            if start
+        ),
+    )  # fmt: skip
 
 
 def _resume(row: Resumed) -> str:
@@ -109,10 +116,6 @@ def _resume(row: Resumed) -> str:
         ("peak memory", f"{row.peak_mib:.0f} MiB"),
     ]
     return _table(("resume", ""), (list(fact) for fact in facts))
-
-
-def _mib(value: float) -> str:
-    return _judged(value, PEAK_MIB_MAX, ".0f")
 
 
 def _judged(value: float, limit: float, form: str = ".2f") -> str:

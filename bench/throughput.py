@@ -61,8 +61,8 @@ def cells() -> list[Cell]:
     ]
 
 
-def measure(wanted: list[Cell], seconds: float, bootstrap: str | None, say: Say) -> Iterator[Measured]:
-    """Measures ``wanted``, the floors first for each log and number in flight.  ``bootstrap`` is Kafka's address."""
+def measure(wanted: list[Cell], seconds: float, bootstrap: str | None, say: Say) -> Iterator[Measured | str]:
+    """Measures ``wanted``, the floors first for each log and number in flight; what failed comes as a text."""
     for (log, in_flight), group in itertools.groupby(wanted, key=lambda cell: (cell.log, cell.in_flight)):
         with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as name, Service(Path(name)) as service:
             say(f"floors for {log} at {in_flight} in flight (service in {service.language})")
@@ -71,7 +71,10 @@ def measure(wanted: list[Cell], seconds: float, bootstrap: str | None, say: Say)
             )
             for cell in group:
                 say(cell.name)
-                yield _measure_cell(cell, floor, service.address, seconds, bootstrap)
+                try:
+                    yield _measure_cell(cell, floor, service.address, seconds, bootstrap)
+                except RuntimeError as failure:
+                    yield f"{cell.name}: {failure}"
 
 
 def _target(log: str, directory: Path, bootstrap: str | None) -> str:
