@@ -288,6 +288,7 @@ class _Peer(asyncio.Protocol):
             task.add_done_callback(partial(self._task_done, frame.seq))
 
     async def _answer(self, seq: int, operation: str, params: Any) -> None:
+        await self._until_writable()  # an answer is not even made for a client that does not take the ones before it
         value = await HANDLERS[operation](self._server.front, params)
         self._connection.send(Response(seq, value), last=True)
 
@@ -297,8 +298,13 @@ class _Peer(asyncio.Protocol):
                 self._connection.send(Response(seq, items[at : at + OUTCOMES_PER_FRAME], more=True))
                 self._flush()
                 await asyncio.sleep(0)  # a long history is read for this client, not instead of the others
-                await self._writable.wait()
+                await self._until_writable()
         self._connection.send(Response(seq, []), last=True)
+
+    async def _until_writable(self) -> None:
+        """Asks again after each wake-up: of a thousand that wait, the first may have filled the buffer again."""
+        while not self._writable.is_set():
+            await self._writable.wait()
 
     async def _guarded(self, seq: int, operation: str, work: Callable[[], Awaitable[None]]) -> None:
         """Runs a request; a cancel (deadline, Forget, lost connection) leaves only what the Front made durable."""
@@ -327,7 +333,7 @@ class _Peer(asyncio.Protocol):
                 view = event.view if only else None
                 connection.send(Accepted(seq, event.id, event.position, event.attached, view), last=only)
                 if only and (unwatch := self._watches.pop(seq, None)):
-                    self._loop.call_soon(unwatch)  # not from inside the Front's own loop over its watchers
+                    self._loop.call_soon(unwatch)  # as in _drop
             case "step":
                 if want == "events":
                     connection.send(Step(seq, event.id, event.position, event.state, event.record))
@@ -344,7 +350,7 @@ class _Peer(asyncio.Protocol):
 
     def _drop(self, seq: int) -> None:
         if unwatch := self._watches.pop(seq, None):
-            unwatch()
+            self._loop.call_soon(unwatch)  # later, since this may run inside the Front's own loop over its watchers
         if task := self._tasks.pop(seq, None):
             task.cancel()
 
@@ -355,8 +361,10 @@ class _Peer(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------- to the socket
 
     def flush_soon(self) -> None:
-        """One write for all that this turn of the event loop has to say."""
-        if not self._flush_scheduled:
+        """One write for all that this turn of the event loop has to say, or sooner where that is much."""
+        if self._connection.held > self._settings.write_buffer_high:
+            self._flush()
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
