@@ -49,6 +49,7 @@ def run(config: Config, app: App | None) -> int:
     setup_logging(config.logging.format, config.logging.level)
     import uvloop
 
+    gc.disable()  # until it is ready: a replay makes millions of objects, and no cycles
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Daemon(config, app).run())
 
@@ -179,6 +180,7 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 def _in_flight(pipeline: Pipeline) -> bool:
