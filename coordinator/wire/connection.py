@@ -17,7 +17,7 @@ What it guarantees, whatever the peer sends (proto/tcp.md has the rules):
 Deadlines are a heap with lazy deletion: an id that ended leaves its entry behind, and when those outnumber the open
 ones the heap is rebuilt, so its size follows the number of open ids and not the number of frames ever received.
 
-Measured on a shared 2-core machine, 64 frames a read: 2.6 us of CPU for a Submit in, 1.4 us for a frame out (the mean of
+Measured on a shared 2-core machine, 64 frames a read: 2.6 us of CPU for a Submit in, 1.4 us for a frame out (mean of
 Accepted and a Final with three steps).
 """
 
