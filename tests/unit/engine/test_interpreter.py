@@ -120,7 +120,8 @@ def test_an_undo_is_made_of_the_outcome() -> None:
     """An undo sees its step's outcome and what came before it, and takes its own service and limits."""
     execution = start(
         step("a"),
-        step("b", undo={"service": "mail", "method": "DELETE", "path": "/b/${steps.b.id}/${steps.a}", "retry": {"attempts": 2}, "timeout": "3s"}),
+        step("b", undo={"service": "mail", "method": "DELETE", "path": "/b/${steps.b.id}/${steps.a}",
+                        "retry": {"attempts": 2}, "timeout": "3s"}),
         payload={"id": 1},
     )  # fmt: skip
     execution.outcome("a", raw("x"), 1)
