@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +101,16 @@ def test_retry_is_the_sagas_own() -> None:
     """Fields that are not given keep the defaults that code commands have."""
     plan = compile_definition({"steps": [step("a", retry={"attempts": 4, "first": "2s"})]}, services=SERVICES)
     assert plan.steps[0].request.retry == Retry(attempts=4, first="2s")
+
+
+def test_the_example_of_the_reference_compiles() -> None:
+    """docs/definitions.md shows a definition that is accepted, with the path it promises."""
+    text = (Path(__file__).parents[3] / "docs" / "definitions.md").read_text()
+    example = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    services = {"stock": "http", "payments": "http", "shipping": "http"}
+    plan = compile_definition(json.loads(example[1]), services=services)
+    assert [step.after for step in plan.steps] == [(), ("reserve",), (), ("charge", "coupon")]
+    promised = compile_definition({"steps": [step("a", path="/orders/${payload.id}")]}, services=SERVICES)
+    path = promised.steps[0].request.request({"payload": {"id": "a/../b?c"}}).path
+    assert path in text
