@@ -129,14 +129,17 @@ class Registry:
         return entry.resolved
 
     def resolve_inline(self, content: Any) -> Resolved:
-        """A definition that was sent with its command; raises InvalidPayload with all faults (paths begin at ``$``)."""
+        """A definition that was sent with its command; raises InvalidPayload with all faults (``$.definition.…``)."""
         try:
             key = content_fingerprint(content)
         except (OverflowError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-            raise InvalidPayload.at("$", f"the definition cannot be recorded: {error}") from None
+            raise InvalidPayload.at("$.definition", f"cannot be recorded: {error}") from None
         resolved = self._inline.get(key)
         if resolved is None:
-            resolved = self._inline[key] = self._compiled(content)
+            try:
+                resolved = self._inline[key] = self._compiled(content)
+            except InvalidPayload as error:
+                raise _below("$.definition", error) from None
             if len(self._inline) > INLINE_MAX:
                 self._inline.popitem(last=False)
         else:
@@ -256,6 +259,13 @@ class Registry:
         there = ", ".join(names[:20]) or "none yet"
         hint = did_you_mean(name, names) or f" (there is {there})"
         return f"there is no {noun} {name[:200]!r}{hint}"
+
+
+def _below(path: str, error: InvalidPayload) -> InvalidPayload:
+    """The same faults, in a document that holds the faulty one at ``path``."""
+    return InvalidPayload.all(
+        [(path + fault["path"].removeprefix("$"), fault["fault"]) for fault in error.extra["faults"]]
+    )
 
 
 def _titled(name: str, version: int, content: Any) -> Any:

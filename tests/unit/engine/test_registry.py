@@ -147,10 +147,10 @@ def test_inline_definitions_are_compiled_once() -> None:
 
 @pytest.mark.parametrize("wrong", [None, [], "x", content(steps=[]), content(result=2**80), {"a": {1, 2}}])
 def test_a_bad_inline_definition_is_refused(wrong: Any) -> None:
-    """Every fault is an InvalidPayload with paths."""
+    """Every fault is an InvalidPayload with its path in the submission."""
     with pytest.raises(InvalidPayload) as found:
         registry().resolve_inline(wrong)
-    assert found.value.extra["faults"]
+    assert all(fault["path"].startswith("$.definition") for fault in found.value.extra["faults"])
 
 
 def test_a_registered_version_never_changes() -> None:
