@@ -67,6 +67,7 @@ class Peer:
         self.reader = reader
         self.writer = writer
         self.number = number  # of the connection, from 1
+        self.over = asyncio.Event()  # the service has done with the connection
 
     async def send(self, *pieces: bytes) -> None:
         """Sends each piece as a write of its own."""
@@ -183,6 +184,7 @@ class ScriptedService:
         finally:
             self._tasks.discard(task)
             writer.close()
+            peer.over.set()
 
 
 _attempts = itertools.count(1)
@@ -215,6 +217,12 @@ def begin(caller: Caller, call: Call) -> asyncio.Future[Answer]:
 async def ask(caller: Caller, request: Request | LocalCall, *, timeout_ms: int | None = 5_000) -> Answer:
     """Sends a call and waits for its answer."""
     return await begin(caller, a_call(request, timeout_ms=timeout_ms))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Turns the loop until what is inside the code under test has come about (the test's limit ends it otherwise)."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for, on purpose
+        await asyncio.sleep(0)
 
 
 def outcome(answer: Answer) -> Any:
