@@ -59,8 +59,7 @@ kafka: $(READY)
 	@test -n "$$KAFKA_BOOTSTRAP" || $(BIN)/python -m coordinator.testing.kafka install
 
 proto: $(READY)
-	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=coordinator/transport/pb --pyi_out=coordinator/transport/pb \
-		--grpc_python_out=coordinator/transport/pb proto/coordinator.proto
+	@PYTHON=$(BIN)/python scripts/generate_proto.sh
 
 lock: $(READY)
 	@$(PIP) install uv

@@ -16,7 +16,7 @@ import structlog
 
 from coordinator.errors import CoordinatorError, Internal, Stopping
 from coordinator.transport.http.connection import Connection
-from coordinator.transport.http.exchange import Answer, Request, Stream, Whole
+from coordinator.transport.http.exchange import Answer, Intake, Request, Stream, Whole
 from coordinator.transport.http.problem import Headers, HttpError, render
 from coordinator.transport.http.routing import Route, Router
 from coordinator.transport.http.settings import HttpSettings
@@ -30,7 +30,7 @@ class Application:
     def __init__(self, routes: Iterable[Route], resources: Any, settings: HttpSettings) -> None:
         self._router = Router(routes)
         self._resources = resources
-        self._settings = settings
+        self._intake = Intake(settings.body_bytes_max, settings.bodies_bytes_max)
         self.stopping = False
         """Set by the server while it closes: a request that is cancelled then is told so, instead of cut off."""
 
@@ -69,7 +69,7 @@ class Application:
     async def _answer(self, scope: Any, receive: Any) -> Answer:
         route, path = self._router.find(scope["method"], scope["raw_path"])
         query = route.parse_query(scope["query_string"])
-        return await route.handler(self._resources, Request(scope, receive, path, query, self._settings.body_bytes_max))
+        return await route.handler(self._resources, Request(scope, receive, path, query, self._intake))
 
     async def _stream(self, scope: Any, send: Any, stream: Stream) -> None:
         """Sends the pieces as they come, at the reader's pace."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec import Struct
 
-from coordinator.errors import InvalidPayload, Malformed, TooLarge
+from coordinator.errors import InvalidPayload, LimitReached, Malformed, TooLarge
 from coordinator.transport.http.problem import Headers, HttpError
 from coordinator.transport.http.routing import JSON
 from coordinator.transport.json_input import decode
@@ -63,17 +63,33 @@ def json(document: Any, status: int = 200, headers: Headers | None = None) -> Wh
     return Whole(status, _encode(document), JSON, headers or [])
 
 
+class Intake:
+    """How much of bodies that are still arriving is in memory, over all connections."""
+
+    def __init__(self, body_bytes_max: int, bodies_bytes_max: int) -> None:
+        self.body_bytes_max = body_bytes_max
+        self._bodies_bytes_max = bodies_bytes_max
+        self._held = 0
+
+    def hold(self, size: int) -> None:
+        """Raises LimitReached when that would be too much; otherwise `release` it."""
+        if self._held + size > self._bodies_bytes_max:
+            raise LimitReached("too many large requests at once", retry_after_ms=1000)
+        self._held += size
+
+    def release(self, size: int) -> None:
+        self._held -= size
+
+
 class Request:
     """A request as handlers see it."""
 
-    __slots__ = ("_body_bytes_max", "_receive", "_scope", "path", "query")
+    __slots__ = ("_intake", "_receive", "_scope", "path", "query")
 
-    def __init__(
-        self, scope: Any, receive: Any, path: dict[str, str], query: dict[str, Any], body_bytes_max: int
-    ) -> None:
+    def __init__(self, scope: Any, receive: Any, path: dict[str, str], query: dict[str, Any], intake: Intake) -> None:
         self._scope = scope
         self._receive = receive
-        self._body_bytes_max = body_bytes_max
+        self._intake = intake
         self.path = path
         self.query = query
 
@@ -106,17 +122,26 @@ class Request:
         self._check_headers()
         message = await self._message()
         body: bytes = message.get("body", b"")
+        self._within_limit(len(body))
         if not message.get("more_body", False):
-            return self._within_limit(body)
+            return body
+        return await self._rest(body)
+
+    async def _rest(self, body: bytes) -> bytes:
         pieces, size = [body], len(body)
-        while message.get("more_body", False):
-            message = await self._message()
-            piece: bytes = message.get("body", b"")
-            size += len(piece)
-            if size > self._body_bytes_max:
-                raise self._too_large()
-            pieces.append(piece)
-        return b"".join(pieces)
+        held = 0
+        try:
+            while True:
+                message = await self._message()
+                piece: bytes = message.get("body", b"")
+                self._intake.hold(len(piece))
+                held += len(piece)
+                self._within_limit(size + held)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+        finally:
+            self._intake.release(held)
 
     async def _message(self) -> Any:
         message = await self._receive()
@@ -127,7 +152,7 @@ class Request:
     def _check_headers(self) -> None:
         for name, value in self._scope["headers"]:
             if name == b"content-length":
-                if len(value) > 18 or int(value) > self._body_bytes_max:
+                if len(value) > 18 or int(value) > self._intake.body_bytes_max:
                     raise self._too_large()
             elif name == b"content-type":
                 if value.split(b";", 1)[0].strip().lower() in _FORMS:
@@ -144,14 +169,14 @@ class Request:
                     [(b"accept-encoding", b"identity")],
                 )
 
-    def _within_limit(self, body: bytes) -> bytes:
-        if len(body) > self._body_bytes_max:
+    def _within_limit(self, size: int) -> None:
+        if size > self._intake.body_bytes_max:
             raise self._too_large()
-        return body
 
     def _too_large(self) -> TooLarge:
         return TooLarge(
-            f"a request's body is limited to {self._body_bytes_max} bytes", limit_bytes=self._body_bytes_max
+            f"a request's body is limited to {self._intake.body_bytes_max} bytes",
+            limit_bytes=self._intake.body_bytes_max,
         )
 
 

@@ -1,15 +1,13 @@
 """The OpenAPI 3.1 document, made from the route table and the types that are served.
 
 ``proto/openapi.json`` is this document, committed for those who generate clients; a test keeps the two equal.
-Write it anew with ``python -m coordinator.transport.http.openapi proto/openapi.json``.
+``make proto`` writes it anew.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -148,7 +146,3 @@ def _problems(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
             }
         responses[str(status)] = response
     return responses
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(encoded())

@@ -49,7 +49,8 @@ from coordinator.transport.http.routing import (
     Route,
 )
 from coordinator.transport.http.settings import HttpSettings
-from coordinator.transport.http.streams import EventData, EventStream, OutcomeStream, Streams
+from coordinator.transport.http.streams import EventData, EventStream, OutcomeStream
+from coordinator.transport.streams import Streams
 
 
 class Resources:

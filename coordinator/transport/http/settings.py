@@ -14,6 +14,9 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     body_bytes_max: int = 1 << 20
     """A request's body, however it is framed; more is 413."""
 
+    bodies_bytes_max: int = 64 << 20
+    """Bodies of all connections together while they arrive in pieces; the one that passes this is told 429."""
+
     discard_bytes_max: int = 16 << 20
     """How much of a refused body is read and dropped so that the connection can go on; beyond it it ends."""
 

@@ -1,26 +1,22 @@
 """The two answers that go on: a command's events (Server-Sent Events) and a service's outcomes (NDJSON).
 
-Both are bounded in number (`Streams.limit`) and in memory (a bounded queue; batches taken only when the last was
-written), end when their reader goes, and end with a word of farewell when the daemon stops.
+`transport.streams` bounds them and ends them; here is only how they look in HTTP.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
+from coordinator.errors import CoordinatorError, Internal
 from coordinator.transport.base import Event, Front, OutcomeItem
-from coordinator.transport.events import EventQueue, ends
-from coordinator.transport.http.exchange import Stream
 from coordinator.transport.http.problem import Fault, retry_delay_ms
 from coordinator.transport.http.routing import EVENT_STREAM, NDJSON
 from coordinator.transport.http.settings import HttpSettings
+from coordinator.transport.streams import EventQueue, OutcomeReader, Streams, ends, stopping
 
-FIRST_BATCH_WAIT_S: Final = 0.25
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,37 +40,6 @@ class EventData(msgspec.Struct, frozen=True, kw_only=True):
     record: dict[str, Any] | None = None
     view: Any = None
     error: StreamError | None = None
-
-
-class Streams:
-    """The streams that are open."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._open: set[Stream] = set()
-        self._stopping = False
-
-    def add(self, stream: Stream) -> None:
-        """Raises LimitReached when there are too many, Stopping when the daemon stops; the stream is then not open."""
-        if self._stopping:
-            raise stopping()
-        if len(self._open) >= self._limit:
-            raise LimitReached(f"{self._limit} streams are open", retry_after_ms=1000)
-        self._open.add(stream)
-
-    def discard(self, stream: Stream) -> None:
-        self._open.discard(stream)
-
-    def stop(self) -> None:
-        """Ends all, each with an error for its reader."""
-        self._stopping = True
-        for stream in list(self._open):
-            stream.stop()
-
-
-def stopping() -> Stopping:
-    """What a reader is told when this instance stops."""
-    return Stopping("this instance stops; resume from the last position received", retry_after_ms=1000)
 
 
 def told(error: CoordinatorError) -> StreamError:
@@ -143,26 +108,16 @@ class OutcomeStream:
 
     def __init__(self, streams: Streams, batches: AsyncIterator[list[OutcomeItem]]) -> None:
         self._streams = streams
-        self._batches = batches
-        self._stop: asyncio.Event = asyncio.Event()
-        self._next: asyncio.Task[list[OutcomeItem] | None] | None = None
+        self._reader = OutcomeReader(batches)
         streams.add(self)
 
     async def begin(self) -> None:
-        """Raises what the Front raises at once (an unknown service, a wrong position), while a problem can still be
-        sent.
-
-        Waits for the first batch no longer than FIRST_BATCH_WAIT_S: following an idle service must not hold the headers
-        back.
-        """
-        task = self._ask()
-        await asyncio.wait({task}, timeout=FIRST_BATCH_WAIT_S)
-        if task.done():
-            task.result()
+        """Raises what can be known to be wrong while a problem can still be sent."""
+        await self._reader.begin()
 
     async def pieces(self) -> AsyncIterator[bytes]:
         try:
-            while (batch := await self._batch()) is not None:
+            while (batch := await self._reader.batch()) is not None:
                 yield b"".join(_encode(item) + b"\n" for item in batch)
         except CoordinatorError as error:
             yield _encode({"error": told(error)}) + b"\n"
@@ -170,37 +125,9 @@ class OutcomeStream:
             yield _encode({"error": told(Internal())}) + b"\n"
             raise
 
-    async def _batch(self) -> list[OutcomeItem] | None:
-        """The next batch, None after the last; raises Stopping when the daemon stops first."""
-        task = self._next or self._ask()
-        stop = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-        if not task.done():
-            raise stopping()
-        self._next = None
-        return task.result()
-
-    def _ask(self) -> asyncio.Task[list[OutcomeItem] | None]:
-        self._next = asyncio.ensure_future(_take(self._batches))
-        return self._next
-
     def stop(self) -> None:
-        self._stop.set()
+        self._reader.stop()
 
     async def close(self) -> None:
         self._streams.discard(self)
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.wait({self._next})
-            if not self._next.cancelled():
-                self._next.exception()  # seen: whoever should be told is gone
-        close = getattr(self._batches, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _take(batches: AsyncIterator[list[OutcomeItem]]) -> list[OutcomeItem] | None:
-    return await anext(batches, None)
+        await self._reader.close()
