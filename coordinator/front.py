@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import msgspec
@@ -33,7 +33,7 @@ from coordinator.model.command import FINAL, CommandView, Operation, State, Subm
 from coordinator.model.durations import parse_duration
 from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of, position
 from coordinator.model.records import NIL, SCHEMA, Registered, Submitted
-from coordinator.pipeline import RECORD_BYTES_MAX, Lane, Pipeline
+from coordinator.pipeline import Lane, Pipeline
 from coordinator.transport.base import CommandPage, Event, OutcomeItem, Unwatch, Want, Watcher
 from coordinator.view import matches
 from coordinator.wire.codec import decode
@@ -45,16 +45,14 @@ LIST_MAX = 1000
 class CoordinatorFront:
     """See `transport.base.Front` for what each method promises."""
 
-    def __init__(
-        self, pipeline: Pipeline, registry: Registry, *, name: str, health: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, registry: Registry, *, name: str, payload_bytes_max: int = 1 << 20) -> None:
         self.pipeline = pipeline
         self.engine = pipeline.engine
         self.view = pipeline.view
         self.registry = registry
         self.name = name
         self.stopping = False
-        self._health = health
+        self.payload_bytes_max = payload_bytes_max
 
     # ------------------------------------------------------------ submit
 
@@ -126,8 +124,8 @@ class CoordinatorFront:
             print_ = fingerprint(submission.type, submission.version, submission.payload, submission.definition)
         except (OverflowError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise InvalidPayload.at("$.payload", f"cannot be recorded: {error}") from error
-        if len(payload) + len(definition) > RECORD_BYTES_MAX:  # type: ignore[arg-type]
-            raise TooLarge(f"payload and definition have more than {RECORD_BYTES_MAX} bytes together")
+        self._check_size("payload", len(bytes(payload)))
+        self._check_size("definition", len(bytes(definition)))
         record = Submitted(
             SCHEMA,
             b"",
@@ -143,6 +141,11 @@ class CoordinatorFront:
             priority=submission.priority,
         )
         return record, resolved.services
+
+    def _check_size(self, what: str, size: int) -> None:
+        limit = min(self.payload_bytes_max, self.pipeline.log.record_bytes_max // 2 - 4096)
+        if size > limit:
+            raise TooLarge(f"the {what} has {size} bytes, at most {limit} are allowed")
 
     async def submit_and_wait(self, submission: Submission, wait_ms: int) -> tuple[CommandView, bool]:
         """See Front; with ``admit_within`` a refusal for want of a slot, or a suspension, is waited out that long."""
@@ -346,6 +349,8 @@ class CoordinatorFront:
                 legal_states=legal_states(operation),
             )
         replaced = Raw(msgspec.msgpack.encode(input)) if replace_input else None
+        if replaced is not None:
+            self._check_size("input", len(bytes(replaced)))
         now = self.pipeline.now()
         if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
             self.pipeline.pump()
@@ -425,6 +430,7 @@ class CoordinatorFront:
         if self.registry.has(name, version):
             return False
         encoded = Raw(msgspec.msgpack.encode(content))
+        self._check_size("definition", len(bytes(encoded)))
         record = Registered(SCHEMA, b"", self.pipeline.now(), name, version, encoded, print_, by)
         self.engine.register(record, 0)
         self.pipeline.pump()
@@ -447,7 +453,7 @@ class CoordinatorFront:
         waiting = {str(lane.partition): lane.refusal.detail for lane in self.pipeline.lanes if not lane.acting}
         if self.stopping:
             return False, {"ready": False, "why": "stopping"}
-        return not waiting, {"ready": not waiting, "partitions": waiting, **self._health()}
+        return not waiting, {"ready": not waiting, "partitions": waiting}
 
 
 def _nothing() -> None:

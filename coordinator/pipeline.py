@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import structlog
 from msgspec.structs import force_setattr
 
-from coordinator.engine import views
+from coordinator.engine import records_too_large, views
 from coordinator.engine.engine import Engine, Output
 from coordinator.engine.state import Command
 from coordinator.errors import CoordinatorError, CorruptLog, LogUnavailable, NoOwner, Starting
@@ -55,7 +55,6 @@ from coordinator.wire.codec import encode
 log = structlog.get_logger(__name__)
 
 BATCH_BYTES_MAX = 900_000  # of one append: below Kafka's default message limit
-RECORD_BYTES_MAX = 700_000
 REACQUIRE_FIRST_S, REACQUIRE_MAX_S = 0.1, 5.0
 CHECK_EVERY_S = 0.5
 STANDBY_PROBES = 3
@@ -168,16 +167,21 @@ class Lane:
 
     def _batch(self, token: bytes) -> tuple[list[Record], list[bytes]]:
         """As much of the outbox as one append may hold, encoded, with the token of this ownership."""
+        records: list[Record] = []
         encoded: list[bytes] = []
         size = 0
+        limit = self.pipeline.log.record_bytes_max
         for record in self.outbox:
             force_setattr(record, "token", token)
             data = encode(record)
+            if len(data) > limit:
+                record = records_too_large.shrunk(record, len(data), limit)
+                data = encode(record)
             size += len(data)
             if encoded and size > BATCH_BYTES_MAX:
                 break
             encoded.append(data)
-        records = self.outbox[: len(encoded)]
+            records.append(record)
         del self.outbox[: len(encoded)]
         return records, encoded
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Raw
 
@@ -24,7 +24,7 @@ from coordinator.engine.service import Service, Stage, Work
 from coordinator.engine.state import Command, Contrary
 from coordinator.engine.transitions import legal, legal_states
 from coordinator.errors import IllegalState, InvalidPayload, UnknownStep
-from coordinator.model.call import Answer, Call, Verdict
+from coordinator.model.call import Answer, Call, LocalCall, Verdict
 from coordinator.model.command import FINAL, Operation, State
 from coordinator.model.ids import CommandId
 from coordinator.model.records import (
@@ -42,10 +42,14 @@ from coordinator.model.records import (
     Timer,
     Undone,
 )
-from coordinator.model.settings import EngineSettings, ServiceSettings
+from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 
 if TYPE_CHECKING:
     from random import Random
+
+_SWEEP_MIN: Final = 1_000  # timers, below which those of ended commands are not worth a search
+_LOCAL: Final = LocalCall.__struct_defaults__[-1]
+_NEVER: Final = 1 << 62
 
 
 class Output(NamedTuple):
@@ -91,9 +95,11 @@ class Engine:
         self.services = {name: Service(each, settings, random) for name, each in services.items()}
         self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
         self.slots: set[CommandId] = set()
+        self.blocking: dict[CommandId, frozenset[str]] = {}  # services of commands whose own code raised Blocked
         self._dirty: dict[CommandId, Command] = {}
         self._releasable: dict[str, Service] = {}
         self._timers: list[tuple[float, int, str, CommandId, str]] = []
+        self._timers_swept = _SWEEP_MIN
         self._sequence = 0
         self._records: list[tuple[int, Record]] = []
         self._finished: list[Command] = []
@@ -121,8 +127,10 @@ class Engine:
             self._drop_work(command)
             self.commands.pop(command.id, None)
             self.slots.discard(command.id)
+            self.blocking.pop(command.id, None)
             self._dirty.pop(command.id, None)
             _end_execution(command)
+        self._sweep()
         return commands
 
     # ------------------------------------------------------------ the fold
@@ -173,8 +181,12 @@ class Engine:
         """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
         if isinstance(record, Control):
             _end_execution(command)
+            if record.operation == Operation.RETRY:  # whatever waits for its time is due now
+                self.stop_waiting(command)
+                self.withhold(command.work.values())
         elif isinstance(record, (Outcome, StepFailed, Undone)):
-            command.proposed = False
+            if isinstance(record, StepFailed) and record.step == command.proposed:
+                command.proposed = None
             work = command.work.pop(record.step, None)
             if work is not None and work.stage is not Stage.SETTLING:
                 self._drop(work)
@@ -212,6 +224,9 @@ class Engine:
         for name, service in self.services.items():
             if service.suspended(now):
                 found[name] = max(self.settings.slow_retry_interval_ms, round(service.breaker.until - now), 100)
+        for names in self.blocking.values():
+            for name in names:
+                found.setdefault(name, max(self.settings.slow_retry_interval_ms, 100))
         return found
 
     def answer(self, call: Call, answer: Answer, now: float) -> None:
@@ -279,7 +294,18 @@ class Engine:
             self._requeueable(command, step)
         self._propose(
             command.partition,
-            Control(SCHEMA, b"", int(now), id, operation.value, reason=reason, by=by, step=step, input=input),
+            Control(
+                SCHEMA,
+                b"",
+                int(now),
+                id,
+                operation.value,
+                reason=reason,
+                by=by,
+                step=step,
+                input=NIL if input is None else input,
+                replaces=input is not None,
+            ),
         )
         return True
 
@@ -343,6 +369,34 @@ class Engine:
         """A volatile timer: ``deadline``, ``give_up`` or ``wake``."""
         self._sequence += 1
         heapq.heappush(self._timers, (due, self._sequence, kind, command.id, name))
+        if len(self._timers) > 2 * self._timers_swept:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drops the timers of commands that have ended: a deadline of a day must not be kept for a day."""
+        self._timers = [timer for timer in self._timers if timer[3] in self.commands]
+        heapq.heapify(self._timers)
+        self._timers_swept = max(_SWEEP_MIN, len(self._timers))
+
+    def run_again(self, command: Command, due: float, *, blocked: bool) -> None:
+        """The command's own code raised Delayed or Blocked: it is run again at ``due``.
+
+        Blocked does not say which service is down: intake for all that the type declares is suspended meanwhile.
+        """
+        command.rerun_at = due
+        command.rerun_blocked = blocked
+        if blocked:
+            declared = self.registry.resolve_submitted(command.submitted).services
+            self.blocking[command.id] = declared or frozenset((*self.services, _LOCAL))
+        self.arm(due, "wake", command)
+
+    def stop_waiting(self, command: Command) -> None:
+        """Its code may be run again now."""
+        if command.rerun_at:
+            command.rerun_at = 0
+            command.rerun_blocked = False
+            command.execution = None
+            self.blocking.pop(command.id, None)
 
     def _arm_deadline(self, command: Command) -> None:
         deadline = command.deadline
@@ -359,7 +413,10 @@ class Engine:
             dirty, self._dirty = self._dirty, {}
             for command in dirty.values():
                 touched.append(command)
-                decide.command(self, command, now)
+                try:
+                    decide.command(self, command, now)
+                except Exception as error:  # whatever its code has led to: it may not harm its neighbours
+                    decide.poisoned(self, command, error, now)
                 self._account(command)
             releasable, self._releasable = self._releasable, {}
             for service in () if self._frozen else releasable.values():
@@ -398,6 +455,7 @@ class Engine:
     def _forget(self, command: Command) -> None:
         self._drop_work(command)
         self.slots.discard(command.id)
+        self.blocking.pop(command.id, None)
         if self.commands.pop(command.id, None) is None:
             return
         shard = self.shards.get(command.partition)
@@ -425,10 +483,16 @@ class Engine:
             self.arm(work.give_up_at, "give_up", work.command, work.step)
 
     def service(self, name: str) -> Service:
-        """The service's state; a name without configuration (a local step's) gets the defaults."""
+        """The service's state; a name without configuration (a local step's) gets the defaults.
+
+        Functions that name no service have nothing in common: one that is Delayed says nothing of the others, so only
+        Blocked opens their breaker.
+        """
         service = self.services.get(name)
         if service is None:
-            service = self.services[name] = Service(ServiceSettings(name=name), self.settings, self.random)
+            breaker = BreakerSettings(failures=_NEVER) if name == _LOCAL else BreakerSettings()
+            settings = ServiceSettings(name=name, breaker=breaker)
+            service = self.services[name] = Service(settings, self.settings, self.random)
         return service
 
     def _call(self, work: Work, now: float) -> Call:

@@ -138,7 +138,8 @@ class Control(Struct, frozen=True, array_like=True, tag_field="kind", tag=6):
     reason: str = ""
     by: str = ""
     step: str = ""  # requeue
-    input: Raw | None = None  # requeue: replaces the request's body
+    input: Raw = NIL  # requeue: replaces the request's body
+    replaces: bool = False  # whether it does: null is an input like any other
 
 
 class Timer(Struct, frozen=True, array_like=True, tag_field="kind", tag=7):

@@ -108,7 +108,9 @@ class Daemon:
             append_timeout_ms=int(config.log.append_timeout),
             probe=probe,
         )
-        front = CoordinatorFront(pipeline, registry, name=config.coordinator.name, health=dict)
+        front = CoordinatorFront(
+            pipeline, registry, name=config.coordinator.name, payload_bytes_max=config.limits.payload_bytes
+        )
         self.metrics.status = lambda: status(pipeline, front, self.clock.now())
         transports = Transports(front, config, self.metrics, self.instance)
         try:

@@ -192,12 +192,12 @@ class Listen(Section, frozen=True, kw_only=True):
 class Limits(Section, frozen=True, kw_only=True):
     """``[limits]``: what one client may take, so that the others never notice."""
 
-    body_bytes: Bytes = 2 * MIB  # an HTTP body, a gRPC message, a TCP frame
+    body_bytes: Bytes = MIB  # an HTTP body, a gRPC message, a TCP frame
     payload_bytes: Bytes = MIB  # a command's payload, any JSON that a client hands in
     header_bytes: Bytes = 64 * 1024  # request line and headers of HTTP
     write_buffer_bytes: Bytes = MIB  # unsent answers of a slow reader before its connection is paused, then closed
     connections: Count = 1000  # a transport
-    in_flight: Count = 256  # requests a connection that are not answered yet
+    in_flight: Count = 1024  # requests a connection that are not answered yet
     read_timeout: Interval = Duration(30_000)  # from a request's first byte to its last
     idle_timeout: Interval = Duration(300_000)  # a connection without a request
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Any, Protocol
 
-from coordinator.errors import StartupError
+from coordinator.errors import CoordinatorError, StartupError
 from coordinator.server.config import Config
 from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Front
@@ -23,7 +23,7 @@ class Listener(Protocol):
 
     async def drain(self) -> None: ...
 
-    async def close(self, grace_ms: int = 0) -> None: ...
+    async def close(self, grace_ms: int) -> None: ...
 
 
 class Transports:
@@ -78,7 +78,8 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
         tcp = TcpSettings(
             connections_max=limits.connections,
             frame_bytes_max=limits.body_bytes,
-            in_flight_max=max(limits.in_flight, 1024),
+            in_flight_max=limits.in_flight,
+            write_buffer_max=max(limits.write_buffer_bytes, limits.body_bytes),
             read_timeout_ms=int(limits.read_timeout),
             idle_timeout_ms=int(limits.idle_timeout),
             ping_interval_ms=max(1, int(limits.idle_timeout) // 3),
@@ -88,7 +89,17 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
     if name == "http":
         from coordinator.transport.http import HttpServer, HttpSettings
 
-        return HttpServer(front, host=host, port=port, settings=HttpSettings(), registry=metrics)
+        http = HttpSettings(
+            body_bytes_max=limits.body_bytes,
+            head_bytes_max=limits.header_bytes,
+            connections_max=limits.connections,
+            pipelined_max=limits.in_flight,
+            body_timeout_ms=int(limits.read_timeout),
+            idle_timeout_ms=int(limits.idle_timeout),
+        )
+        return HttpServer(
+            front, host=host, port=port, settings=http, registry=metrics.registry, name=config.coordinator.name
+        )
     from coordinator.transport.grpc import GrpcServer, GrpcSettings
 
     return GrpcServer(front, host=host, port=port, settings=GrpcSettings())
@@ -107,9 +118,9 @@ async def probe(address: str, instance: str) -> bool:
             hello = frames.Hello(0, frames.MAGIC, frames.VERSION_MIN, frames.VERSION_MAX, "probe")
             writer.write(frames.encode(hello))
             (size,) = frames.PREFIX.unpack(await reader.readexactly(4))
-            answer = frames.decode_server(await reader.readexactly(min(size, frames.HELLO_BYTES_MAX)))
+            answer = frames.read_from_server(await reader.readexactly(min(size, frames.HELLO_BYTES_MAX)))
             return isinstance(answer, frames.Hello) and answer.options.instance == instance
-    except (OSError, ValueError, TimeoutError, EOFError):
+    except (OSError, ValueError, TimeoutError, EOFError, CoordinatorError):
         return False
     finally:
         if writer is not None:

@@ -61,7 +61,7 @@ def _requeue(command: Command, record: Control) -> None:
     step.parked = False
     step.retry_at = 0
     step.released_at = record.at
-    if record.input is not None:
+    if record.replaces:
         if step.undoing:
             step.undo_input = record.input
         else:
