@@ -101,7 +101,7 @@ SHAPES = {
     "shouting headers": [b"HTTP/1.1 200 OK\r\nCONTENT-TYPE: application/json\r\nCONTENT-LENGTH: 8\r\n\r\n{\"ok\":1}"],
     "no reason": [b"HTTP/1.1 200\r\nContent-Length: 8\r\n\r\n{\"ok\":1}"],
     "100 first": [b"HTTP/1.1 100 Continue\r\n\r\n", OK],
-    "100 and 103 first": [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nContent-Length: 3\r\n\r\n" + OK],
+    "100 and 103 first": [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK],
     "in pieces": [OK[i : i + 1] for i in range(len(OK))],
     "empty lines before": [b"\r\n\r\n" + OK],
 }  # fmt: skip
