@@ -5,8 +5,9 @@
                                    └─────failure──────┘
 
 Only *unknown* answers count as failures (timeouts, lost connections, 5xx): a refusal shows that the service is alive.
-In ``half_open`` one call at a time may probe.  Answers to calls that were sent before the breaker opened do not move
-it.  Why our own: docs/design.md ("Breaker").
+In ``half_open`` one call at a time may probe.  Of calls that were sent before the breaker opened, an unknown answer
+does not move it: they tell of the past.  A known one closes it from ``half_open``: whenever it was asked, the service
+is alive now.  Why our own: docs/design.md ("Breaker").
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Breaker:
         """Whether it keeps calls back, but for a probe."""
         return self.forced == "open" or (self.forced is None and self.state is not BreakerState.CLOSED)
 
-    def sent(self) -> None:
-        """A call leaves: in ``half_open`` it is the probe."""
-        if self.state is BreakerState.HALF_OPEN:
-            self.probing = True
+    def sent(self) -> int:
+        """A call leaves.  In ``half_open`` it is the probe, and has a number to say so with its answer; else 0."""
+        if self.state is not BreakerState.HALF_OPEN or self.forced is not None:
+            return 0
+        self.probing = True
+        return self.opened_count
 
     def succeeded(self, now: float) -> bool:
         """The service answered; True if that closed the breaker."""
@@ -66,9 +69,9 @@ class Breaker:
         self._move(BreakerState.CLOSED, now)
         return True
 
-    def failed(self, now: float, *, at_once: bool = False) -> bool:
+    def failed(self, now: float, *, probe: int = 0, at_once: bool = False) -> bool:
         """The answer is unknown; True if that opened the breaker.  ``at_once``: the service is known to be down."""
-        if self.state is BreakerState.OPEN:
+        if self.state is BreakerState.OPEN or (self.state is BreakerState.HALF_OPEN and not self._is(probe)):
             return False
         self.failures += 1
         if self.state is BreakerState.HALF_OPEN or at_once or self.failures >= self.settings.failures:
@@ -79,9 +82,13 @@ class Breaker:
             return True
         return False
 
-    def withdrawn(self) -> None:
-        """The probe was dropped without an answer: another may go."""
-        self.probing = False
+    def withdrawn(self, probe: int) -> None:
+        """A call was dropped without an answer; if it was the probe, another may go."""
+        if self._is(probe):
+            self.probing = False
+
+    def _is(self, probe: int) -> bool:
+        return self.probing and probe == self.opened_count
 
     def shown(self, now: float) -> BreakerState:
         """The state as an operator sees it."""

@@ -13,21 +13,22 @@ same.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine import faults, stepper
 from coordinator.engine.retry import backoff_ms
 from coordinator.engine.service import Work
 from coordinator.engine.state import Command, Contrary
-from coordinator.engine.stepper import Execution, Pending, traceback_of
+from coordinator.engine.stepper import Execution, Pending
 from coordinator.errors import CoordinatorError
 from coordinator.model.call import LocalCall, Request
 from coordinator.model.command import State
 from coordinator.model.durations import parse_duration
-from coordinator.model.records import NIL, SCHEMA, Failure, Finished, StepFailed, raw, unraw
-from coordinator.saga import Blocked, CommandFailed, Delayed, Retry, Saga, StepCall
+from coordinator.model.records import NIL, SCHEMA, Failure, Finished, StepFailed, unraw
+from coordinator.saga import Blocked, CommandFailed, Retry, Saga, StepCall
 from coordinator.saga import StepFailed as StepFailedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from coordinator.engine.engine import Engine
 
 _ONCE = Retry()
+
+RESULT_BYTES_MAX: Final = 1 << 20  # what exec returns, as msgpack: it is one record of the log
 
 
 def command(engine: Engine, command: Command, now: float) -> None:
@@ -68,14 +71,13 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
     if command.rerun_at:
         if now < command.rerun_at and command.contrary is None:
             return None
-        command.rerun_at = 0
-        command.execution = None
+        engine.stop_waiting(command)
     if command.execution is None:
         command.fed = 0
         try:
             command.execution = Execution(*_start(engine, command))
         except Exception as error:
-            _poisoned(engine, command, error, now)
+            poisoned(engine, command, error, now)
             return None
     execution = command.execution
     trail = command.trail
@@ -96,10 +98,7 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
 
 def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:
     submitted = command.submitted
-    if submitted.definition != NIL:
-        resolved = engine.registry.resolve_inline(unraw(submitted.definition))
-    else:
-        resolved = engine.registry.resolve(submitted.type, submitted.version)
+    resolved = engine.registry.resolve_submitted(submitted)
     saga = Saga(
         id=submitted.id,
         type=submitted.type,
@@ -113,21 +112,29 @@ def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:
 def _conclude(engine: Engine, command: Command, execution: Execution, now: float) -> None:
     """Reads how exec ended, if it did: sets the command's failure, reschedules it, or parks it as poison."""
     error = execution.error
-    if command.contrary is not None and (error is None or not isinstance(error, (StepFailedError, CommandFailed))):
+    told = faults.told_by(error)
+    command.failure = None
+    if isinstance(told, StepFailedError):
+        command.failure = _failure_of(told)
+    elif isinstance(told, CommandFailed):
+        code = faults.printable(getattr(told, "code", "failed"), 100)
+        command.failure = Failure(code, faults.message_of(told))
+    elif command.contrary is not None:
         command.failure = _CONTRARY[command.contrary]
-    elif error is None:
-        command.failure = None
-    elif isinstance(error, StepFailedError):
-        command.failure = msgspec.structs.replace(error.failure, step=error.step)
-    elif isinstance(error, CommandFailed):
-        command.failure = Failure(error.code, str(error))
-    elif wraps(error, (Delayed, Blocked)):
-        settings = engine.settings
-        jitter = engine.random.random() * settings.retry_jitter_ms
-        command.rerun_at = now + settings.slow_retry_interval_ms + jitter
-        engine.arm(command.rerun_at, "wake", command)
-    else:
-        _poisoned(engine, command, error, now)
+    elif told is not None:
+        jitter = engine.random.uniform(-1, 1) * engine.settings.retry_jitter_ms
+        due = now + max(1, engine.settings.slow_retry_interval_ms + jitter)
+        engine.run_again(command, due, blocked=isinstance(told, Blocked))
+    elif error is not None:
+        poisoned(engine, command, error, now)
+
+
+def _failure_of(error: StepFailedError) -> Failure:
+    """The step's own failure; also of an error that exec's author has made, with whatever in it."""
+    failure = getattr(error, "failure", None)
+    if not isinstance(failure, Failure):
+        return Failure("failed", faults.message_of(error))
+    return msgspec.structs.replace(failure, step=faults.printable(getattr(error, "step", ""), 200))
 
 
 _CONTRARY = {
@@ -136,27 +143,20 @@ _CONTRARY = {
 }
 
 
-def wraps(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
-    """Whether ``error`` is one of ``kinds``, or was raised from one, or is a group that holds one."""
-    seen: BaseException | None = error
-    depth = 0
-    while seen is not None and depth < 32:
-        if isinstance(seen, kinds):
-            return True
-        if isinstance(seen, BaseExceptionGroup):
-            return any(wraps(each, kinds) for each in seen.exceptions)
-        seen = seen.__cause__
-        depth += 1
-    return False
-
-
-def _poisoned(engine: Engine, command: Command, error: BaseException, now: float) -> None:
-    if command.poison is not None or command.proposed or command.contrary is not None:
+def poisoned(engine: Engine, command: Command, error: BaseException, now: float) -> None:
+    """Parks a command whose code cannot go on, with its traceback; ``undo`` in the record: not even on the way back."""
+    if command.poison is not None or command.proposed is not None:
         return
     code = error.code if isinstance(error, CoordinatorError) else "poison"
-    failure = Failure(code, f"{type(error).__name__}: {error}", traceback=traceback_of(error))
-    command.proposed = True
-    engine.propose(command, StepFailed(SCHEMA, b"", int(now), command.id, "", "", 0, failure, "parked"))
+    failure = Failure(code, faults.described(error), traceback=faults.traceback_of(error, __name__, stepper.__name__))
+    back = command.contrary is not None
+    _park(engine, command, StepFailed(SCHEMA, b"", int(now), command.id, "", "", 0, failure, "parked", undo=back))
+
+
+def _park(engine: Engine, command: Command, record: StepFailed) -> None:
+    """Proposes a dead letter, once: until it is applied, what is decided anew must not propose it again."""
+    command.proposed = record.step
+    engine.propose(command, record)
 
 
 # ---------------------------------------------------------------- forward
@@ -169,11 +169,18 @@ def _complete(engine: Engine, command: Command, execution: Execution, now: float
     if execution.lost and not _undone(engine, command, execution, execution.lost, now):
         return
     try:
-        result = raw(msgspec.to_builtins(execution.result))
+        result = _encoded(execution.result)
     except Exception as error:
-        _poisoned(engine, command, error, now)
+        poisoned(engine, command, error, now)
         return
     engine.propose(command, _end(command, State.COMPLETED, now, result))
+
+
+def _encoded(result: Any) -> Raw:
+    encoded = msgspec.msgpack.encode(msgspec.to_builtins(result))
+    if len(encoded) > RESULT_BYTES_MAX:
+        raise ValueError(f"the result has {len(encoded)} bytes, and at most {RESULT_BYTES_MAX} can be recorded")
+    return Raw(encoded)
 
 
 def _compensate(engine: Engine, command: Command, execution: Execution, now: float) -> None:
@@ -189,13 +196,13 @@ def _end(command: Command, state: State, now: float, result: Raw = NIL) -> Finis
 
 
 def _resolved(engine: Engine, command: Command, execution: Execution, now: float) -> bool:
-    """Asks for the outcome of every step in doubt; True when there is none left."""
+    """Asks for the outcome of every step in doubt, backoff or not; True when there is none left."""
     for waiting in execution.orphans.values():
-        _call_step(engine, command, waiting, now)
+        _call_step(engine, command, waiting, now, backoff=False)
     return not execution.orphans
 
 
-def _call_step(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
+def _call_step(engine: Engine, command: Command, waiting: Pending, now: float, *, backoff: bool = True) -> None:
     name, call = waiting.name, waiting.call
     if name in command.work:
         return
@@ -203,7 +210,7 @@ def _call_step(engine: Engine, command: Command, waiting: Pending, now: float) -
     request = call.request
     since = waiting.since
     if step is not None:
-        if step.parked or _waits(engine, command, step.retry_at, now):
+        if step.parked or (backoff and _waits(engine, command, step.retry_at, now)):
             return
         since = max(since, step.released_at)
         if step.input is not None:
@@ -255,7 +262,7 @@ def _undone(engine: Engine, command: Command, execution: Execution, names: set[s
     for name in reversed(command.recorded()):
         call = execution.calls.get(name)
         step = command.steps[name]
-        if name not in names or step.undone or call is None or call.undo is None:
+        if name not in names or step.undone or (call is not None and call.undo is None):
             continue
         if step.parked:
             clean = False
@@ -268,21 +275,22 @@ def _undone(engine: Engine, command: Command, execution: Execution, names: set[s
     return clean
 
 
-def _call_undo(engine: Engine, command: Command, name: str, call: StepCall, now: float) -> None:
+def _call_undo(engine: Engine, command: Command, name: str, call: StepCall | None, now: float) -> None:
     step = command.steps[name]
     assert step.outcome is not None
     try:
+        if call is None:
+            raise LookupError("exec does not issue this step any more, so what would undo it is not known")
         request = _undo_request(call, step.outcome)
         if step.undo_input is not None:
             request = _with_input(request, step.undo_input)
-    except Exception as error:
-        if not command.proposed:
-            failure = Failure("undo_request", f"{type(error).__name__}: {error}", traceback=traceback_of(error))
+    except (Exception, SystemExit) as error:
+        if command.proposed is None:
+            failure = Failure("undo_request", faults.described(error), traceback=faults.traceback_of(error, __name__))
             record = StepFailed(
                 SCHEMA, b"", int(now), command.id, name, step.service, step.undo_attempts, failure, "parked", undo=True
             )
-            engine.propose(command, record)
-            command.proposed = True
+            _park(engine, command, record)
         return
     _offer(engine, command, name, request, call.undo_retry, call, now, undo=True)
 
@@ -311,7 +319,9 @@ def negative(command: Command, work: Work, failure: Failure, answered: int, now:
     """
     retry = work.retry or _ONCE
     retry_at = 0
-    if answered < retry.attempts and (work.undo or not command.ending):
+    execution = command.execution
+    in_doubt = command.ending or (execution is not None and work.step in execution.orphans)
+    if answered < retry.attempts and (work.undo or not in_doubt):
         verdict = "retry"
         retry_at = int(now) + backoff_ms(retry, answered, random)
     else:

@@ -24,10 +24,11 @@ from coordinator.engine.service import Service, Stage, Work
 from coordinator.engine.state import Command, Contrary
 from coordinator.engine.transitions import legal, legal_states
 from coordinator.errors import IllegalState, InvalidPayload, UnknownStep
-from coordinator.model.call import Answer, Call, LocalCall, Verdict
+from coordinator.model.call import Answer, Call, Verdict
 from coordinator.model.command import FINAL, Operation, State
 from coordinator.model.ids import CommandId
 from coordinator.model.records import (
+    NIL,
     SCHEMA,
     CommandRecord,
     Control,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from random import Random
 
 _SWEEP_MIN: Final = 1_000  # timers, below which those of ended commands are not worth a search
-_LOCAL: Final = LocalCall.__struct_defaults__[-1]
+_LOCAL: Final = "local"  # what LocalCall calls the service of a function that stands for none
 _NEVER: Final = 1 << 62
 
 
@@ -267,15 +268,15 @@ class Engine:
 
     def _unknown(self, command: Command, work: Work, answer: Answer, now: float) -> None:
         failure = answer.failure or Failure("unknown")
-        if work.give_up_at is not None and now >= work.give_up_at:
-            self._give_up(command, work, failure, now)
-            return
         down = answer.verdict is Verdict.BLOCKED
+        if work.give_up_at is not None and now >= work.give_up_at:
+            self._give_up(command, work, failure, now, down=down)
+            return
         work.service.unknown(work, now, failure, answer.retry_after_ms, down=down)
         self._dirty[command.id] = command
 
-    def _give_up(self, command: Command, work: Work, failure: Failure, now: float) -> None:
-        work.service.gave_up(work, now)
+    def _give_up(self, command: Command, work: Work, failure: Failure, now: float, *, down: bool = False) -> None:
+        work.service.gave_up(work, now, down=down)
         self._propose(command.partition, decide.given_up(command, work, failure, now))
 
     def control(

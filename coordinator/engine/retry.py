@@ -1,8 +1,10 @@
 """When a call is made again: the retry queue of a service (unknown answers) and backoff (known negative ones).
 
-**Unknown answers.**  One queue a service, oldest first, paced: ``n`` waiting calls are released one every ``interval
-/ n``, so that all of them are retried within about one interval, but never as a storm.  Each call is due an interval
-± jitter after its answer.  After the first success the interval becomes the fast one, until a call fails again.
+**Unknown answers.**  One queue a service, oldest first, paced: of ``n`` waiting calls one is released every ``interval
+/ n``, so that all of them are retried within about one interval, but never as a storm.  ``n`` is the most that have
+waited since the queue was last empty: were it the present number, the pace would slacken as the queue drains, and the
+last of a hundred would wait five intervals.  Each call is due an interval ± jitter after its answer.  After the first
+success the interval becomes the fast one, until a call fails again.
 
 **Known negative answers** follow the step's own `Retry`: attempts are total calls, backoff is fixed or exponential.
 """
@@ -10,7 +12,7 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from coordinator.model.durations import parse_duration
 from coordinator.model.settings import EngineSettings
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_CATCH_UP: Final = 10  # a tenth of an interval
+
 
 class RetryQueue(Generic[T]):
-    """The delayed calls of one service, as (due, sequence, item, not before); times in milliseconds."""
+    """The delayed calls of one service, as (due, handle, item, not before); times in milliseconds."""
 
-    __slots__ = ("_heap", "_next", "_removed", "_sequence", "fast", "random", "settings")
+    __slots__ = ("_heap", "_most", "_next", "_removed", "_sequence", "fast", "random", "settings")
 
     def __init__(self, settings: EngineSettings, random: Random) -> None:
         self.settings = settings
@@ -35,6 +39,7 @@ class RetryQueue(Generic[T]):
         self._removed: set[int] = set()
         self._sequence = 0
         self._next = 0.0
+        self._most = 0
 
     def __len__(self) -> int:
         return len(self._heap) - len(self._removed)
@@ -53,6 +58,7 @@ class RetryQueue(Generic[T]):
         not_before = now + at_least_ms
         due = max(now + self._jittered(), not_before)
         heapq.heappush(self._heap, (due, self._sequence, item, not_before))
+        self._most = max(self._most, len(self))
         return self._sequence
 
     def remove(self, handle: int) -> None:
@@ -62,6 +68,8 @@ class RetryQueue(Generic[T]):
             self._heap = [entry for entry in self._heap if entry[1] not in self._removed]
             heapq.heapify(self._heap)
             self._removed.clear()
+        if not len(self):
+            self._most = 0
 
     def due(self) -> float | None:
         """When the next call may be released."""
@@ -74,9 +82,12 @@ class RetryQueue(Generic[T]):
         due = self.due()
         if due is None or due > now:
             return None
-        spacing = self.interval / len(self)
-        self._next = max(self._next, now - self.interval) + spacing
-        return heapq.heappop(self._heap)[2]
+        lateness = self.interval / _CATCH_UP  # of timers: what they missed, within reason, is made up for
+        self._next = max(self._next, now - lateness) + self.interval / self._most
+        item = heapq.heappop(self._heap)[2]
+        if not len(self):
+            self._most = 0
+        return item
 
     def hasten(self, now: float) -> None:
         """The service answered: from now on the fast interval, for those that wait as well, oldest first."""

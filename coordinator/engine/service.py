@@ -6,8 +6,9 @@ A Work is one step (or undo) that is to be called until its answer is known.  It
       ▲          │
       └ delayed ◀┘  the answer is unknown: paced by the retry queue; `blocked` while the breaker is open
 
-Intake that needs the service is suspended from the moment its breaker opens until everything that was delayed has been
-answered ("the backlog is drained") and the breaker lets calls through again.
+Intake that needs the service is suspended from the moment its breaker opens until the backlog has drained: until every
+call that was delayed when the breaker closed again has had its turn.  A call that fails on its turn is delayed once
+more, but it is no reason to keep everybody else out: a single order that the service cannot digest must not.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Work:
         "first_at",
         "give_up_at",
         "handle",
+        "probe",
         "request",
         "retry",
         "service",
@@ -81,6 +83,7 @@ class Work:
         self.attempt = 0  # of the call under way; answers to others are ignored
         self.tried = 0  # calls made since this instance took the work up
         self.handle = 0
+        self.probe = 0  # the breaker's number for it, while it is the probe
         self.failure: Failure | None = None  # the last unknown answer
         self.first_at = 0.0
 
@@ -98,7 +101,19 @@ class Work:
 class Service:
     """State of one service.  Times are milliseconds."""
 
-    __slots__ = ("_troubled", "breaker", "calls", "in_flight", "name", "queue", "ready", "settings", "suspended_since")
+    __slots__ = (
+        "_draining",
+        "_retry_next",
+        "_troubled",
+        "breaker",
+        "calls",
+        "in_flight",
+        "name",
+        "queue",
+        "ready",
+        "settings",
+        "suspended_since",
+    )
 
     def __init__(self, settings: ServiceSettings, engine: EngineSettings, random: Random) -> None:
         self.name = settings.name
@@ -108,14 +123,16 @@ class Service:
         self.ready: deque[Work] = deque()
         self.in_flight = 0
         self.suspended_since: float | None = None
-        self._troubled = 0  # works whose last answer was unknown: the backlog
+        self._troubled: set[Work] = set()  # their last answer was unknown
+        self._draining: set[Work] = set()  # those of them that were delayed when the breaker closed: the backlog
+        self._retry_next = False
         self.calls = 0
 
     # ------------------------------------------------------------ work in
 
     def offer(self, work: Work, now: float) -> None:
-        """New work: it is ready if the breaker allows calls, else it joins the backlog as blocked."""
-        if self._closed(now):
+        """New work: it is ready if the breaker allows a call, else it joins the backlog as blocked."""
+        if self.breaker.allows(now):
             self.ready.append(work)
         else:
             self._delay(work, now, self._refusal(), 0)
@@ -127,8 +144,7 @@ class Service:
         return Failure("blocked", f"the breaker of {self.name} is open")
 
     def _delay(self, work: Work, now: float, failure: Failure, retry_after_ms: float) -> None:
-        if work.failure is None:
-            self._troubled += 1
+        self._troubled.add(work)
         work.failure = failure
         work.stage = Stage.DELAYED
         work.handle = self.queue.put(work, now, at_least_ms=retry_after_ms)
@@ -136,28 +152,33 @@ class Service:
     # ------------------------------------------------------------ work out
 
     def release(self, now: float) -> list[Work]:
-        """The works to call now: new ones first come, then what the retry queue's pace and the breaker allow."""
+        """The works to call now, as far as the breaker, the retry queue's pace and `max_in_flight` allow."""
         out: list[Work] = []
-        limit = self.settings.max_in_flight
-        while self.ready and self.in_flight < limit and self.breaker.allows(now):
-            self._send(self.ready.popleft(), now, out)
-        while self.ready and not self._closed(now):
-            self._delay(self.ready.popleft(), now, self._refusal(), 0)
-        while len(self.queue) and self.in_flight < limit and self.breaker.allows(now):
-            work = self.queue.pop(now)
+        while self.in_flight < self.settings.max_in_flight and self.breaker.allows(now):
+            work = self._next(now)
             if work is None:
                 break
-            self._send(work, now, out)
+            self._send(work, now)
+            out.append(work)
+        while self.ready and not self._closed(now):
+            self._delay(self.ready.popleft(), now, self._refusal(), 0)
         return out
 
-    def _send(self, work: Work, now: float, out: list[Work]) -> None:
+    def _next(self, now: float) -> Work | None:
+        """A new call and a delayed one in turn, so that neither starves the other."""
+        self._retry_next = not self._retry_next
+        delayed = self.queue.pop(now) if self._retry_next or not self.ready else None
+        if delayed is None and self.ready:
+            return self.ready.popleft()
+        return delayed
+
+    def _send(self, work: Work, now: float) -> None:
         work.stage = Stage.CALLING
         work.tried += 1
         work.first_at = work.first_at or now
+        work.probe = self.breaker.sent()
         self.in_flight += 1
         self.calls += 1
-        self.breaker.sent()
-        out.append(work)
 
     def due(self, now: float) -> float | None:
         """When `release` may have something to give next."""
@@ -180,71 +201,96 @@ class Service:
         """The answer is an outcome or a refusal: the service is alive."""
         self.in_flight -= 1
         self._settled(work)
-        self.breaker.succeeded(now)
-        if self._troubled and self._closed(now) and not self.queue.fast:
+        if self.breaker.succeeded(now):
+            self._draining = set(self._troubled)
+        if self._draining and not self.queue.fast:
             self.queue.hasten(now)
         work.stage = Stage.SETTLING
 
     def unknown(self, work: Work, now: float, failure: Failure, retry_after_ms: int | None, *, down: bool) -> None:
         """The answer is not known: ask again later."""
-        self.in_flight -= 1
-        self.queue.slow()
-        if self.breaker.failed(now, at_once=down):
-            self.suspended_since = self.suspended_since or now
+        self._failed(work, now, down=down)
         self._delay(work, now, failure, retry_after_ms or 0)
 
-    def gave_up(self, work: Work, now: float) -> None:
+    def gave_up(self, work: Work, now: float, *, down: bool = False) -> None:
         """The answer is unknown, and the step's own patience has ended: its record says so."""
         if work.stage is Stage.CALLING:
-            self.in_flight -= 1
-            if self.breaker.failed(now):
-                self.suspended_since = self.suspended_since or now
-        elif work.stage is Stage.DELAYED:
-            self.queue.remove(work.handle)
-        elif work in self.ready:
-            self.ready.remove(work)
+            self._failed(work, now, down=down)
+        else:
+            self._unqueue(work)
         self._settled(work)
         work.stage = Stage.SETTLING
+
+    def _failed(self, work: Work, now: float, *, down: bool) -> None:
+        self.in_flight -= 1
+        self.queue.slow()
+        self._drained(work)  # it has had its turn
+        if self.breaker.failed(now, probe=work.probe, at_once=down):
+            self._suspend(now)
 
     def drop(self, work: Work) -> None:
         """The work is not wanted any more (paused, aborted, stepped down); an answer under way will be ignored."""
         if work.stage is Stage.CALLING:
             self.in_flight -= 1
-            self.breaker.withdrawn()
-        elif work.stage is Stage.DELAYED:
-            self.queue.remove(work.handle)
-        elif work.stage is Stage.READY and work in self.ready:
-            self.ready.remove(work)
+            self.breaker.withdrawn(work.probe)
+        else:
+            self._unqueue(work)
         self._settled(work)
         work.stage = Stage.GONE
 
+    def _unqueue(self, work: Work) -> None:
+        if work.stage is Stage.DELAYED:
+            self.queue.remove(work.handle)
+        elif work.stage is Stage.READY and work in self.ready:
+            self.ready.remove(work)
+
     def _settled(self, work: Work) -> None:
-        if work.failure is not None:
-            work.failure = None
-            self._troubled -= 1
+        work.failure = None
+        self._troubled.discard(work)
+        self._drained(work)
+
+    def _drained(self, work: Work) -> None:
+        if self._draining:
+            self._draining.discard(work)
+            if not self._draining:
+                self.queue.slow()
 
     # ------------------------------------------------------------ suspension
 
     @property
     def backlog(self) -> int:
         """How many calls have had an unknown answer and no known one yet."""
-        return self._troubled
+        return len(self._troubled)
+
+    def _suspend(self, now: float) -> None:
+        self._draining = set()
+        self.suspended_since = self.suspended_since or now
 
     def suspended(self, now: float) -> bool:
         """Whether intake of commands that need this service is suspended."""
-        if self.breaker.forced == "open":
-            return True
+        breaker = self.breaker
+        if breaker.forced is not None:
+            return breaker.forced == "open" or bool(self._draining)
         if self.suspended_since is None:
             return False
-        if self._troubled or (self.breaker.state is BreakerState.OPEN and now < self.breaker.until):
-            return True
-        self.suspended_since = None
-        return False
+        if breaker.state is BreakerState.CLOSED:
+            suspended = bool(self._draining)
+        else:  # once it is time for a probe, a newcomer may be the probe if nobody else is there to be
+            suspended = now < breaker.until or bool(self._troubled)
+        if not suspended:
+            self.suspended_since = None
+        return suspended
 
     def force(self, state: str | None, now: float) -> None:
-        """An operator's hold on the breaker, or its end (None)."""
+        """An operator's hold on the breaker (``open``, ``closed``), or its end (None)."""
+        held_back = self.breaker.forced == "open"
         self.breaker.forced = state
         self.breaker.changed_at = now
+        if state == "open":
+            self.queue.slow()
+            self._suspend(now)
+        elif held_back or state == "closed":
+            self._draining = set(self._troubled)
 
     def inspect(self, now: float) -> dict[str, object]:
         """What `GET /v1/services` shows."""
@@ -259,7 +305,7 @@ class Service:
             "opens_again_in_ms": max(0, round(breaker.until - now)) if breaker.state is BreakerState.OPEN else None,
             "in_flight": self.in_flight,
             "ready": len(self.ready),
-            "delayed": self._troubled,
+            "delayed": len(self._troubled),
             "suspended": self.suspended(now),
             "interval": "fast" if self.queue.fast else "slow",
             "calls": self.calls,

@@ -101,6 +101,7 @@ class Command:
         "proposed",
         "reason",
         "rerun_at",
+        "rerun_blocked",
         "skip_parked",
         "steps",
         "submitted",
@@ -130,10 +131,11 @@ class Command:
         self.fed = 0
         self.failure: Failure | None = None  # why the way forward ended; derived from the execution or from `contrary`
         self.finishing = False  # Finished is on its way to the log
-        self.proposed = False  # a record that `decide` asked for (poison) is on its way to the log
+        self.proposed: str | None = None  # the step whose dead letter is on its way to the log ("" for poison)
         self.work: dict[str, Work] = {}
         self.calls_made = 0
-        self.rerun_at = 0.0  # exec itself raised Delayed: run it again then
+        self.rerun_at = 0.0  # exec itself raised Delayed or Blocked: run it again then
+        self.rerun_blocked = False  # it was Blocked
 
     @property
     def id(self) -> CommandId:
@@ -180,7 +182,9 @@ class Command:
                 return State.BLOCKED
             if work.delayed:
                 shown = State.DELAYED
-        return State.DELAYED if self.rerun_at else shown
+        if self.rerun_at:
+            return State.BLOCKED if self.rerun_blocked else State.DELAYED
+        return shown
 
     @property
     def holds_slot(self) -> bool:

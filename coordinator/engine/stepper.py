@@ -7,29 +7,29 @@ fed from the start stands where the old one stood.
 
 A branch that fails throws into the coroutine that forked it, at once.  What the other branches had under way is then
 *orphaned*: nobody waits for it, but it may have taken effect, so the engine resolves it and undoes it (DESIGN section
-4, "a step in doubt").  A stop (cancel, deadline) orphans everything that is pending.
+4, "a step in doubt").  A stop (cancel, deadline) orphans everything that is pending.  Not in doubt is a step that was
+issued and abandoned within one feed: nobody ever saw it pending, so nobody can have called it.
+
+A mistake that replay could not survive (`misuse`) ends the run for good, whatever ``exec`` would make of it: a loop
+that catches every exception must not spin for ever inside the daemon.
 """
 
 from __future__ import annotations
 
-import traceback as traceback_module
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine import faults
+from coordinator.engine.misuse import AWAITS_MAX, STEPS_MAX, MisusedSaga, check
 from coordinator.model.records import Failure
 from coordinator.saga import Fork, Gate, Saga, Skip, StepCall, StepFailed
 
 _decode = msgspec.msgpack.decode
-
-STEPS_MAX = 10_000  # of one command: a loop without end is a mistake of its author
-
-
-class MisusedSaga(Exception):
-    """``exec`` did something that cannot be replayed; the text says what and what to do instead."""
 
 
 class _Join:
@@ -84,7 +84,9 @@ class Execution:
     """
 
     __slots__ = (
+        "_awaits_left",
         "_fibers",
+        "_issued",
         "_names",
         "_parked",
         "_queue",
@@ -111,9 +113,11 @@ class Execution:
         self.error: BaseException | None = None
         self._saga = saga
         self._names: dict[str, int] = {}
+        self._issued: set[str] = set()  # by the present feed: nobody can have called these
+        self._awaits_left = AWAITS_MAX
         self._parked: list[tuple[Gate, _Fiber]] = []
         self._queue: deque[tuple[_Fiber, Any, BaseException | None]] = deque()
-        self._root = _Fiber(start(saga))
+        self._root = _Fiber(_started(start, saga))
         self._fibers: set[_Fiber] = {self._root}
         self._resume(self._root, None)
         self._run()
@@ -125,12 +129,15 @@ class Execution:
         waiting = self._answered(name, at)
         if waiting is None:
             return
+        into = waiting.call.into
         try:
-            call = waiting.call
-            result = _decode(value) if call.into is None else _decode(value, type=call.into)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            shape = getattr(waiting.call.into, "__name__", str(waiting.call.into))
-            self._throw(waiting.fiber, name, Failure("bad_outcome", f"the outcome is no {shape}: {error}", step=name))
+            result = _decode(value) if into is None else _decode(value, type=into)
+        except msgspec.ValidationError as error:
+            shape = getattr(into, "__name__", str(into))
+            failure = Failure("bad_outcome", f"the outcome is no {shape}: {faults.message_of(error)}", step=name)
+            self._throw(waiting.fiber, StepFailed(name, failure))
+        except Exception as error:  # of the type's own code
+            self._throw(waiting.fiber, error)
         else:
             self._resume(waiting.fiber, result)
         self._run()
@@ -139,19 +146,26 @@ class Execution:
         """The step has failed for good."""
         waiting = self._answered(name, at)
         if waiting is not None:
-            self._throw(waiting.fiber, name, failure)
+            self._throw(waiting.fiber, StepFailed(name, failure))
             self._run()
 
     def stop(self) -> None:
         """A contrary decision: nothing more is run; what is pending is in doubt."""
         if not self.done:
             self.done = True
-            self._abandon(lambda _fiber: True)
+            self._issued.clear()
+            self._abandon(_everything)
 
     # ------------------------------------------------------------ the tree
 
     def _answered(self, name: str, at: int) -> Pending | None:
         self._saga.now = at
+        self._issued.clear()
+        if name not in self.calls and not self.done:
+            self._mistaken(
+                f"the log has an answer of step {name!r}, which exec does not issue any more: it must lead to the same "
+                "steps for as long as its commands are under way; change it under a new version"
+            )
         if self.orphans.pop(name, None) is not None:
             self.lost.add(name)
         return self.pending.pop(name, None)
@@ -159,8 +173,8 @@ class Execution:
     def _resume(self, fiber: _Fiber, value: Any) -> None:
         self._queue.append((fiber, value, None))
 
-    def _throw(self, fiber: _Fiber, name: str, failure: Failure) -> None:
-        self._queue.append((fiber, None, StepFailed(name, failure)))
+    def _throw(self, fiber: _Fiber, error: BaseException) -> None:
+        self._queue.append((fiber, None, error))
 
     def _run(self) -> None:
         queue = self._queue
@@ -172,10 +186,7 @@ class Execution:
             if self.done or not self._parked or not self._open_gates():
                 break
         if not self.done and not self.pending and self._parked:
-            self._raised(
-                next(iter(self._fibers)), MisusedSaga("exec waits for a Gate that no branch can open any more")
-            )
-            self._run()
+            self._mistaken("exec waits for a Gate that no branch can open any more")
 
     def _open_gates(self) -> bool:
         """Resumes who waits for a gate that is open now; tells whether anybody did."""
@@ -192,20 +203,20 @@ class Execution:
         except StopIteration as stop:
             self._returned(fiber, stop.value)
         except (KeyboardInterrupt, SystemExit) as exc:
-            self._raised(fiber, MisusedSaga(f"exec raised {type(exc).__name__}"))
+            mistake = MisusedSaga(f"exec raised {type(exc).__name__}, which would end the daemon")
+            self._raised(fiber, mistake.with_traceback(exc.__traceback__))
         except BaseException as exc:
             self._raised(fiber, exc)
         else:
             self._awaits(fiber, awaited)
 
     def _awaits(self, fiber: _Fiber, awaited: Any) -> None:
+        self._awaits_left -= 1
         kind = type(awaited)
-        if len(self.calls) >= STEPS_MAX:
-            self._queue.append((fiber, None, MisusedSaga(f"a command has at most {STEPS_MAX} steps")))
+        if not self._awaits_left:
+            self._mistaken(f"exec awaited {AWAITS_MAX} times: it is in a loop that does not end", fiber)
         elif kind is StepCall:
-            name = self._name(awaited.name)
-            self.calls[name] = awaited
-            self.pending[name] = Pending(name, awaited, fiber, self._saga.now)
+            self._step(fiber, awaited)
         elif kind is Skip:
             self.skipped[self._name(awaited.name)] = awaited.service
             self._resume(fiber, None)
@@ -214,17 +225,35 @@ class Execution:
         elif kind is Gate:
             self._parked.append((awaited, fiber))
         else:
-            mistake = MisusedSaga(
+            self._mistaken(
                 f"exec awaited {awaited!r}; it may only await what the saga gives (saga.step, saga.all): put other I/O "
-                "into an async function and hand that to saga.step"
+                "into an async function and hand that to saga.step",
+                fiber,
             )
-            self._queue.append((fiber, None, mistake))
+
+    def _step(self, fiber: _Fiber, call: StepCall) -> None:
+        if len(self.calls) >= STEPS_MAX:
+            self._mistaken(f"a command has at most {STEPS_MAX} steps", fiber)
+            return
+        try:
+            check(call)
+        except MisusedSaga as mistake:
+            self._mistaken(str(mistake), fiber)
+            return
+        name = self._name(call.name)
+        self.calls[name] = call
+        self.pending[name] = Pending(name, call, fiber, self._saga.now)
+        self._issued.add(name)
 
     def _name(self, wanted: str) -> str:
         """A repeated step has a name of its own (``charge#2``), hence its own key."""
         count = self._names.get(wanted, 0) + 1
+        name = wanted if count == 1 else f"{wanted}#{count}"
+        while name in self.calls or name in self.skipped:  # its author has used the very name that we would give
+            count += 1
+            name = f"{wanted}#{count}"
         self._names[wanted] = count
-        return wanted if count == 1 else f"{wanted}#{count}"
+        return name
 
     def _fork(self, waiter: _Fiber, fork: Fork) -> None:
         if not fork.branches:
@@ -243,7 +272,7 @@ class Execution:
         if join is None:
             self.result = value
             self.done = True
-            self._abandon(lambda _fiber: True)
+            self._abandon(_everything)
             return
         join.results[fiber.index] = value
         join.remaining -= 1
@@ -251,27 +280,52 @@ class Execution:
             self._resume(join.waiter, join.results)
 
     def _raised(self, fiber: _Fiber, error: BaseException) -> None:
+        """The branch ended with an error: it ends the fork, or the run."""
         self._fibers.discard(fiber)
         join = fiber.join
+        if faults.again(error):
+            self._issued.clear()  # an earlier run over the same records may have gone on, and called them
         if join is None:
             self.error = error
             self.done = True
-            self._abandon(lambda _fiber: True)
-            return
-        if not join.failed:
+            self._abandon(_everything)
+        elif not join.failed:
             join.failed = True
             self._abandon(lambda other: other.under(join))
-            self._queue.append((join.waiter, None, error))
+            self._throw(join.waiter, error)
+
+    def _mistaken(self, text: str, fiber: _Fiber | None = None) -> None:
+        """Ends the run as a mistake of its author.  It is raised in ``fiber`` first, so that the traceback shows the
+        line, but what comes of that does not count."""
+        self.error = error = MisusedSaga(text)
+        self.done = True
+        if fiber is not None:
+            with suppress(BaseException):
+                fiber.coroutine.throw(error)
+        self._abandon(_everything)
 
     def _abandon(self, doomed: Callable[[_Fiber], bool]) -> None:
         """Ends branches: what they had pending is orphaned, their coroutines are closed."""
         for name, waiting in list(self.pending.items()):
             if doomed(waiting.fiber):
-                self.orphans[name] = self.pending.pop(name)
+                del self.pending[name]
+                if name not in self._issued:
+                    self.orphans[name] = waiting
         self._parked = [(gate, fiber) for gate, fiber in self._parked if not doomed(fiber)]
         for fiber in [fiber for fiber in self._fibers if doomed(fiber)]:
             self._fibers.discard(fiber)
             close(fiber.coroutine)
+
+
+def _everything(_fiber: _Fiber) -> bool:
+    return True
+
+
+def _started(start: Callable[[Saga], Coroutine[Any, Any, Any]], saga: Saga) -> Coroutine[Any, Any, Any]:
+    coroutine = start(saga)
+    if not isinstance(coroutine, Coroutine):
+        raise MisusedSaga(f"exec is `async def` and returns a result; calling it gave {type(coroutine).__name__}")
+    return coroutine
 
 
 async def _awaiting(branch: Awaitable[Any]) -> Any:
@@ -282,15 +336,7 @@ def close(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Closes a coroutine whose author may do anything in ``finally``; nobody is left to tell."""
     try:
         coroutine.close()
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-
-
-def traceback_of(error: BaseException) -> str:
-    """The traceback of a poison command, without the stepper's own frames."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") == __name__:
-        frames = frames.tb_next
-    lines = traceback_module.format_exception(type(error), error, frames)
-    return "".join(lines)[-8_000:]
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return

@@ -84,7 +84,7 @@ class StepFailed(Struct, frozen=True, array_like=True, tag_field="kind", tag=3):
 
     ``undo`` tells that the step's undo was called.  ``verdict`` is what follows: ``retry`` (attempts are left, the
     next is due ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator).  An
-    empty step means the command's own code (poison).
+    empty step means the command's own code (poison); with ``undo``, that it fails even on the way back.
     """
 
     schema: int

@@ -9,7 +9,8 @@ from coordinator.model.records import StepFailed
 
 def apply(command: Command, record: StepFailed) -> None:
     if not record.step:
-        command.poison = record.failure
+        if record.undo or command.contrary is None:  # else a contrary decision came first: its code is not needed
+            command.poison = record.failure
         return
     step = command.step(record.step, record.service)
     if record.undo:

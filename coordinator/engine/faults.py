@@ -1,0 +1,66 @@
+"""Exceptions of a command's code: what they mean for the command, and what of them a record may hold.
+
+An exception means what the *nearest* of our own in its chain of explicit causes means: ``raise MyError(…) from
+step_failed`` fails the command as the step's failure would, ``raise X from Delayed()`` asks to be run again.  Implicit
+context does not count: a NameError inside ``except StepFailed:`` is a mistake, not a refusal.
+
+The texts of exceptions are their authors'; a record must be readable by every later instance.  So what goes into a
+record is cut to a length and freed of what UTF-8 cannot hold.
+"""
+
+from __future__ import annotations
+
+import traceback as traceback_module
+from typing import Final
+
+from coordinator.saga import Blocked, CommandFailed, Delayed, StepFailed
+
+TEXT_MAX: Final = 2_000  # characters of a message
+TRACEBACK_MAX: Final = 8_000  # characters, the last ones: the cause is at the end
+_CHAIN_MAX: Final = 32
+
+Told = StepFailed | CommandFailed | Delayed | Blocked
+
+
+def told_by(error: BaseException | None) -> Told | None:
+    """What the exception, or the nearest cause it was raised from, tells the engine; None if it is a mistake."""
+    for _ in range(_CHAIN_MAX):
+        if isinstance(error, Told):
+            return error
+        if isinstance(error, BaseExceptionGroup):
+            told = [told_by(each) for each in error.exceptions]
+            return next((each for each in told if each is not None), None)
+        error = None if error is None else error.__cause__
+    return None
+
+
+def again(error: BaseException | None) -> bool:
+    """Whether it asks for another run later: the only errors that another run over the same records may not raise."""
+    return isinstance(told_by(error), (Delayed, Blocked))
+
+
+def printable(text: object, longest: int = TEXT_MAX) -> str:
+    """``text`` as a record may hold it."""
+    return str(text)[:longest].encode("utf-8", "backslashreplace").decode()
+
+
+def message_of(error: BaseException) -> str:
+    """The exception's own text; its author's ``__str__`` may do anything."""
+    try:
+        return printable(error)
+    except Exception:
+        return "(its text cannot be shown)"
+
+
+def described(error: BaseException) -> str:
+    """``ValueError: …``."""
+    return f"{printable(type(error).__name__)}: {message_of(error)}"
+
+
+def traceback_of(error: BaseException, *hidden: str) -> str:
+    """The traceback without the leading frames of the ``hidden`` modules."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in hidden:
+        frames = frames.tb_next
+    lines = traceback_module.format_exception(type(error), error, frames)
+    return printable("".join(lines)[-TRACEBACK_MAX:], TRACEBACK_MAX)
