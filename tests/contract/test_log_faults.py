@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from coordinator.log.base import LogError
-from coordinator.log.memory import Fault, MemoryLog
+from coordinator.log.memory import Fault, MemoryLog, MemoryStorage
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.ids import CommandId
 from coordinator.model.records import Record, Timer
@@ -285,3 +286,49 @@ async def test_checks_and_appends_may_overlap() -> None:
 
     await asyncio.gather(look(), write(), look())
     assert await replayed(log) == [f"c{n}" for n in range(50)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_two_instances_over_a_failing_log_never_contradict_each_other(seed: int) -> None:
+    """The driver as a whole: whatever fails, what is acted on agrees and is known to every later owner."""
+    rng = random.Random(seed)
+    faults = [*[Fault.NONE] * 12, *(fault for fault in Fault if "crash" not in fault.value)]
+    storage = MemoryStorage()
+    logs = [MemoryLog(storage=storage, choose=lambda *_: rng.choice(faults)) for _ in range(2)]
+    together: list[str] = []
+    appends = 0
+
+    def agree(acted: list[str]) -> None:
+        shared = min(len(acted), len(together))
+        assert acted[:shared] == together[:shared]
+        together.extend(acted[shared:])
+
+    async def live(log: MemoryLog, name: str) -> None:
+        nonlocal appends
+        while appends < 200:
+            owner = owned(log, name, timeout_ms=4)
+            acted: list[str] = []
+
+            def learn(records: list[tuple[int, Record]], acted: list[str] = acted) -> None:
+                acted.extend(record.id for _, record in records if isinstance(record, Timer))
+
+            try:
+                await owner.acquire(learn)
+                agree(acted)
+                while appends < 200:
+                    appends += 1
+                    ids = [f"{name}/{appends}", f"{name}/{appends}+"]
+                    await owner.append([timer(owner, id) for id in ids])
+                    acted.extend(ids)
+                    agree(acted)
+                    if rng.random() < 0.2:
+                        log.land()
+            except (LogError, SteppedDown):
+                log.release()
+            finally:
+                await owner.close()
+
+    await asyncio.gather(live(logs[0], "a"), live(logs[1], "b"))
+    known = await replayed(MemoryLog(storage=storage))
+    assert known[: len(together)] == together
+    assert together
