@@ -18,7 +18,8 @@ import re
 import typing
 from collections.abc import Iterator
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -39,6 +40,7 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _OPENERS = bytes.maketrans(b"[{]}", b"\x01\x01\x00\x00")
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _STEP = (-1, 1)
+_lenient = msgspec.json.Decoder(float_hook=float)  # reads 1e400 as infinity, so that its place can be named
 _AT = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
 
 
@@ -68,13 +70,18 @@ def _check_limits(body: bytes, root: str) -> None:
         raise _too_deep()
     if _NINETEEN_DIGITS not in body.translate(_DIGITS):
         return
-    faults = [
-        (path, f"a whole number has at most 64 bits ({INT_MIN} to {INT_MAX})")
-        for path, value in _walk(msgspec.json.decode(body), root)
-        if type(value) is int and not INT_MIN <= value <= INT_MAX
-    ]
-    if faults:
-        raise InvalidPayload.all(faults[:FAULTS_MAX])
+    leaves = _walk(msgspec.json.decode(body), root)
+    faults = ((path, fault) for path, value in leaves if (fault := _number_fault(value)) is not None)
+    if found := list(islice(faults, FAULTS_MAX)):
+        raise InvalidPayload.all(found)
+
+
+def _number_fault(value: Any) -> str | None:
+    if type(value) is int and not INT_MIN <= value <= INT_MAX:
+        return f"a whole number has at most 64 bits ({INT_MIN} to {INT_MAX})"
+    if type(value) is float and not isfinite(value):
+        return "greater than any number that can be held"
+    return None
 
 
 def _depth(body: bytes) -> int:
@@ -107,18 +114,12 @@ def _explained(
 ) -> CoordinatorError:
     """Every fault of a document that one fault is known of."""
     try:
-        plain = msgspec.json.decode(body)
-    except msgspec.ValidationError:  # a number too great for a float: wrong whatever the type
-        return InvalidPayload.all([_located(error, root)])
+        plain = _lenient.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as worse:
         return _malformed(body, worse)
     if _depth(body) > NESTING_MAX:
         return _too_deep()
-    found: list[tuple[str, str]] = []
-    for fault in _faults(decoder.type, plain, root):
-        found.append(fault)
-        if len(found) == FAULTS_MAX:
-            break
+    found = list(islice(_faults(decoder.type, plain, root), FAULTS_MAX))
     return InvalidPayload.all(found or [_located(error, root)])
 
 
@@ -138,13 +139,15 @@ def _faults(type_: Any, value: Any, path: str) -> Iterator[tuple[str, str]]:
         of = typing.get_args(type_)[1]
         for key, item in value.items():
             yield from _faults(of, item, f"{path}.{key}")
-    elif type(value) is int and not INT_MIN <= value <= INT_MAX:
-        yield path, f"a whole number has at most 64 bits ({INT_MIN} to {INT_MAX})"
     else:
         try:
             msgspec.convert(value, type_)
         except msgspec.ValidationError as error:
             yield _located(error, path)
+        else:
+            for where, leaf in _walk(value, path):
+                if (fault := _number_fault(leaf)) is not None:
+                    yield where, fault
 
 
 @cache

@@ -134,7 +134,7 @@ class Route(Struct, frozen=True, kw_only=True):
             if query.kind is Kind.MAP and name.startswith(query.name) and name != query.name:
                 values[query.name][name.removeprefix(query.name)] = query.read(text)
                 return
-            if name == query.name:
+            if name == query.name and query.kind is not Kind.MAP:
                 values[name] = query.read(text)
                 return
         if not self.open_query:
