@@ -152,13 +152,24 @@ class CallableCaller(_HttpLike):
         check_answers(request.answers)
         _, content_type = encode_body(request.body)
         response = await self._client(request, self._headers(call, request, content_type))
-        try:
-            known = msgspec.convert(response, Response, from_attributes=True)
-        except msgspec.ValidationError as error:
-            return self._trouble("bad_answer", f"'s client returned no Response(status, headers, body): {error}")
-        if len(known.body) > self._body_max:
+        fault = _fault(response)
+        if fault:
+            return self._trouble("bad_answer", f"has a client that returned no Response: {fault}")
+        if len(response.body) > self._body_max:
             return self._too_large()
-        return self._classify(request, known.status, known.headers, known.body)
+        return self._classify(request, response.status, response.headers, bytes(response.body))
+
+
+def _fault(response: Any) -> str:
+    """What is wrong with what a client returned, if anything; its class does not matter, its attributes do."""
+    status, headers, body = (getattr(response, name, None) for name in ("status", "headers", "body"))
+    if not isinstance(status, int):
+        return f"its status is {status!r}"
+    if not isinstance(body, _BYTES):
+        return f"its body is a {type(body).__name__}, not bytes"
+    if not isinstance(headers, Mapping) or not all(isinstance(part, str) for pair in headers.items() for part in pair):
+        return "its headers are no mapping of text to text"
+    return ""
 
 
 class HttpxCaller(_HttpLike):
