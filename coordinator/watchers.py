@@ -46,8 +46,10 @@ class Watchers:
 
     def wanted(self, id: str, want: Want) -> bool:
         """Whether anybody who watches this command wants that."""
-        entries = self._by_id.get(id)
-        return entries is not None and any(each == want for _, each in entries)
+        for _, each in self._by_id.get(id, ()):  # noqa: SIM110 - asked for each record: a generator costs more than this
+            if each == want:
+                return True
+        return False
 
     def tell(self, id: str, event: Event) -> None:
         """Tells those who want such events: ``step`` and ``state`` only go to who wants events."""

@@ -112,8 +112,10 @@ def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:
 def _conclude(engine: Engine, command: Command, execution: Execution, now: float) -> None:
     """Reads how exec ended, if it did: sets the command's failure, reschedules it, or parks it as poison."""
     error = execution.error
-    told = faults.told_by(error)
     command.failure = None
+    if error is None and command.contrary is None:
+        return
+    told = faults.told_by(error)
     if isinstance(told, StepFailedError):
         command.failure = _failure_of(told)
     elif isinstance(told, CommandFailed):

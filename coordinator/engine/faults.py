@@ -24,13 +24,15 @@ Told = StepFailed | CommandFailed | Delayed | Blocked
 
 def told_by(error: BaseException | None) -> Told | None:
     """What the exception, or the nearest cause it was raised from, tells the engine; None if it is a mistake."""
-    for _ in range(_CHAIN_MAX):
+    left = _CHAIN_MAX
+    while error is not None and left:
         if isinstance(error, Told):
             return error
         if isinstance(error, BaseExceptionGroup):
             told = [told_by(each) for each in error.exceptions]
             return next((each for each in told if each is not None), None)
-        error = None if error is None else error.__cause__
+        error = error.__cause__
+        left -= 1
     return None
 
 

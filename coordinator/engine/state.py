@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Raw
 
 from coordinator.engine.stepper import Execution
-from coordinator.model.command import FINAL, State
+from coordinator.model.command import State
 from coordinator.model.ids import CommandId
 from coordinator.model.records import CommandRecord, Failure, Finished, Submitted
 
@@ -94,6 +94,7 @@ class Command:
         "finished",
         "finishing",
         "history",
+        "id",
         "offset",
         "partition",
         "paused",
@@ -111,6 +112,7 @@ class Command:
     )
 
     def __init__(self, partition: int, offset: int, submitted: Submitted) -> None:
+        self.id: CommandId = submitted.id
         self.partition = partition
         self.offset = offset
         self.submitted = submitted
@@ -138,10 +140,6 @@ class Command:
         self.rerun_blocked = False  # it was Blocked
 
     @property
-    def id(self) -> CommandId:
-        return self.submitted.id
-
-    @property
     def deadline(self) -> int | None:
         """When the command's own deadline passes (ms since 1970)."""
         timeout = self.submitted.timeout
@@ -158,7 +156,10 @@ class Command:
         """Whether something of it is a dead letter."""
         if self.poison is not None:
             return True
-        return any(step.parked for step in self.steps.values()) if self.steps else False
+        for step in self.steps.values():  # noqa: SIM110 - asked for each record: a generator costs more than this
+            if step.parked:
+                return True
+        return False
 
     @property
     def ending(self) -> bool:
@@ -189,11 +190,8 @@ class Command:
     @property
     def holds_slot(self) -> bool:
         """Running, delayed, blocked and compensating commands hold a slot; waiting ones do not (DESIGN section 1)."""
-        return self.state not in _SLOTLESS
+        return self.finished is None and not self.paused and not self.parked
 
     def recorded(self) -> list[str]:
         """Names of the steps with a recorded outcome, in log order."""
         return [name for name, _, answer in self.trail if isinstance(answer, Raw)]
-
-
-_SLOTLESS = FINAL | {State.WAITING, State.PAUSED, State.DEAD_LETTER}
