@@ -19,6 +19,9 @@ from typing import Final, Protocol
 from coordinator.errors import CoordinatorError, LimitReached, Stopping, Unavailable
 from coordinator.transport.base import Event, OutcomeItem
 
+FAREWELL_MS: Final = 100
+"""What a listener that closes at once still leaves its streams to tell their readers; most need a millisecond."""
+
 FIRST_BATCH_WAIT_S: Final = 0.25
 BATCH_MAX: Final = 64  # events a write; more would only lengthen the time until the next look at the connection
 

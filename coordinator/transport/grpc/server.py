@@ -13,6 +13,7 @@ from coordinator.errors import StartupError
 from coordinator.transport.base import Front
 from coordinator.transport.grpc import health, service
 from coordinator.transport.grpc.settings import GrpcSettings
+from coordinator.transport.streams import FAREWELL_MS
 
 REFLECTION: Final = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 """The two names of one protocol: tools ask for the first, older ones for the second; the messages are the same."""
@@ -71,7 +72,7 @@ class GrpcServer:
         self._draining = True
         self._service.streams.stop()
         if self._server is not None:
-            await self._server.stop(grace_ms / 1000)
+            await self._server.stop(max(grace_ms, FAREWELL_MS) / 1000)
 
     def _ready(self) -> bool:
         return not self._draining and self._front.ready()[0]

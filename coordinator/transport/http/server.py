@@ -21,6 +21,7 @@ from coordinator.transport.http.application import Application
 from coordinator.transport.http.connection import Connection, Listener
 from coordinator.transport.http.routes import ROUTES, Resources
 from coordinator.transport.http.settings import HttpSettings
+from coordinator.transport.streams import FAREWELL_MS
 
 SWEEP_MS_MAX = 1000
 
@@ -95,7 +96,7 @@ class HttpServer:
         """
         self._state.draining = True
 
-    async def close(self, grace_ms: int) -> None:
+    async def close(self, grace_ms: int = 0) -> None:
         """Stops: no new connections, streams end with an error event, what is being answered has ``grace_ms`` to
         finish.
 
@@ -110,7 +111,7 @@ class HttpServer:
             connection.shutdown()
         try:
             if self._state.tasks:
-                await asyncio.wait(list(self._state.tasks), timeout=grace_ms / 1000)
+                await asyncio.wait(list(self._state.tasks), timeout=max(grace_ms, FAREWELL_MS) / 1000)
             late = list(self._state.tasks)
             for task in late:
                 task.cancel()
