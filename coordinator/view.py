@@ -17,6 +17,7 @@ import asyncio
 import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from msgspec import Struct
 from coordinator.errors import StartupError
 from coordinator.model.command import CommandView
 
-FLUSH_AFTER_S = 0.25
+FLUSH_AFTER_S = 0.5
 FLUSH_ROWS = 2_000
 _LAYOUT = 1
 
@@ -42,7 +43,8 @@ CREATE TABLE IF NOT EXISTS partitions (
 );
 """
 
-_INSERT = "INSERT OR REPLACE INTO commands VALUES (?,?,?,?,?,?,?,?,?,?)"
+_COLUMNS = 10
+_CHUNKS = (64, 16, 4, 1)
 _ATTRIBUTE = (
     "EXISTS (SELECT 1 FROM json_each(commands.attributes) AS a WHERE a.key=? AND "
     "CASE a.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(a.value AS TEXT) END = ?)"
@@ -196,7 +198,7 @@ class View:
     def _write(self, rows: list[FinishedCommand], marks: dict[int, int]) -> None:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
-            self._writer.executemany(_INSERT, (row.row() for row in rows))
+            _insert(self._writer, [row.row() for row in rows])
             self._writer.executemany(
                 "UPDATE partitions SET watermark=? WHERE partition=?", [(mark, at) for at, mark in marks.items()]
             )
@@ -274,6 +276,21 @@ class View:
             if matches(recent.view, state, type, attributes) and (before is None or key < before):
                 found[key] = recent.view
         return [(key[0], found[key]) for key in sorted(found, reverse=True)[:limit]]
+
+
+def _insert(database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    """Many rows a statement.
+
+    SQLite runs without the interpreter's lock, and each statement hands that lock over and back while the event loop is
+    busy: a statement a row cost 100 µs of CPU a row, 64 rows a statement cost 15 (measured).
+    """
+    at = 0
+    for size in _CHUNKS:
+        row = f"({','.join('?' * _COLUMNS)})"
+        statement = f"INSERT OR REPLACE INTO commands VALUES {','.join([row] * size)}"
+        while len(rows) - at >= size:
+            database.execute(statement, list(chain.from_iterable(rows[at : at + size])))
+            at += size
 
 
 def matches(view: CommandView, state: str | None, type: str | None, attributes: dict[str, str]) -> bool:
