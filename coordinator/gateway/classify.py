@@ -160,6 +160,11 @@ def body_as_msgpack(body: bytes, content_type: str) -> Raw:
     """What is recorded of a body (see the top of this module); never raises."""
     if not body:
         return NIL
+    if len(body) <= 2 * DEPTH_MAX and content_type in _JSON_TYPES:  # the hot path: too short to be too deep
+        try:
+            return Raw(_encode(_decode_json(body)))
+        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+            pass  # something rare: below
     return _as_msgpack(decode_body(body, content_type))
 
 

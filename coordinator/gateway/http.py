@@ -99,6 +99,9 @@ class _Connection(asyncio.Protocol):
         self._head: dict[bytes, bytes] = {}
         self.on_header = self._head.__setitem__  # the parser calls this for each header: no Python in between
         self._parser = HttpResponseParser(self)
+        self._headers: dict[str, str] = {}  # what is looked at of the head, once it is whole
+        self._trouble: Answer | None = None
+        self._keep = False
         self._reused = False
         self._paused = False
         self._unsent: memoryview | None = None
@@ -108,13 +111,10 @@ class _Connection(asyncio.Protocol):
         """Ready for a new answer."""
         self._status = 0
         self._complete = False
-        self._keep = False
-        self._trouble: Answer | None = None
         self._received = 0
         self._received_max = HEAD_BYTES_MAX
         self._size = 0
         self._body: bytes | list[bytes] = b""
-        self._headers: dict[str, str] = {}
 
     # ------------------------------------------------------------ out
 
@@ -192,8 +192,9 @@ class _Connection(asyncio.Protocol):
             self._trouble = self._pool.trouble("bad_answer", f"answered with the status {status}")
             raise _Stop
         self._status = status
+        self._keep = False  # until the parser has seen the end
         self._received_max = self._pool.received_max
-        headers = self._headers
+        self._headers = headers = {}
         for name, value in self._head.items():
             kept = _KEPT.get(name) or _KEPT.get(name.lower())
             if kept is not None:
@@ -491,7 +492,7 @@ class HttpCaller:
         now = self.now() + _TIMER_S
         late = [conn for conn in self._connections if conn.exchange is not None and conn.due <= now]
         hopeless = self._hopeless(now) if late else ()
-        for conn in late:
+        for conn in sorted(late, key=_due):
             conn.expire()
         for exchange in hopeless:
             self._tell(exchange, self.trouble("timeout", "has answered no call while this one waited for its turn"))
@@ -506,6 +507,10 @@ class HttpCaller:
             gone = set(found)
             self._waiting = deque(waiting for waiting in self._waiting if waiting not in gone)
         return found
+
+
+def _due(conn: _Connection) -> float:
+    return conn.due
 
 
 def _tls(settings: ServiceSettings) -> ssl.SSLContext:
