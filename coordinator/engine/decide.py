@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from coordinator.engine import faults, stepper
+from coordinator.engine.misuse import MisusedSaga
 from coordinator.engine.retry import backoff_ms
 from coordinator.engine.service import Work
 from coordinator.engine.state import Command, Contrary
@@ -172,16 +173,21 @@ def _complete(engine: Engine, command: Command, execution: Execution, now: float
         return
     try:
         result = _encoded(execution.result)
-    except Exception as error:
+    except MisusedSaga as error:
         poisoned(engine, command, error, now)
         return
     engine.propose(command, _end(command, State.COMPLETED, now, result))
 
 
 def _encoded(result: Any) -> Raw:
-    encoded = msgspec.msgpack.encode(msgspec.to_builtins(result))
+    try:
+        encoded = msgspec.msgpack.encode(msgspec.to_builtins(result))
+    except Exception as error:
+        raise MisusedSaga(f"what exec returned cannot be recorded: {faults.described(error)}") from error
     if len(encoded) > RESULT_BYTES_MAX:
-        raise ValueError(f"the result has {len(encoded)} bytes, and at most {RESULT_BYTES_MAX} can be recorded")
+        raise MisusedSaga(
+            f"what exec returned is too large: it has {len(encoded)} bytes, and may have {RESULT_BYTES_MAX}"
+        )
     return Raw(encoded)
 
 

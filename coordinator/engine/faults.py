@@ -64,5 +64,6 @@ def traceback_of(error: BaseException, *hidden: str) -> str:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__") in hidden:
         frames = frames.tb_next
-    lines = traceback_module.format_exception(type(error), error, frames)
+    entries = traceback_module.format_exception(type(error), error, frames)
+    lines = [entry if len(entry) <= TEXT_MAX else entry[:TEXT_MAX] + "…\n" for entry in entries]
     return printable("".join(lines)[-TRACEBACK_MAX:], TRACEBACK_MAX)
