@@ -272,9 +272,9 @@ class View:
         rows = self._reader.execute(f"{wanted_rows} {order}", [*values, limit]).fetchall()
         found = {(at, view.id): view for at, view in ((at, _decode_view(blob)) for at, blob in rows)}
         for recent in [*self._flushing.values(), *self._pending.values()]:
-            key = (recent.submitted_at, recent.view.id)
-            if matches(recent.view, state, type, attributes) and (before is None or key < before):
-                found[key] = recent.view
+            place = (recent.submitted_at, recent.view.id)
+            if matches(recent.view, state, type, attributes) and (before is None or place < before):
+                found[place] = recent.view
         return [(key[0], found[key]) for key in sorted(found, reverse=True)[:limit]]
 
 
