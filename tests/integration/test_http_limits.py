@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
@@ -264,6 +265,31 @@ async def test_when_all_connections_are_busy_the_next_is_told_to_come_back(conne
     late = await connect()
     answer = await late.answer()
     assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "unavailable", "1")
+
+
+async def test_a_reader_that_stalls_is_cut_off() -> None:
+    """Answers that nobody takes are not kept for ever: the connection is reset."""
+    patient = msgspec.structs.replace(SETTINGS, pipelined_max=1000, write_timeout_ms=150)
+    server = HttpServer(NO_FRONT, host="127.0.0.1", port=0, settings=patient)
+    await server.start()
+    try:
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(raw, server.address)
+            with pytest.raises(ConnectionError):
+                async with asyncio.timeout(20):
+                    await _ask_for_ever(raw)
+    finally:
+        await server.close(0)
+
+
+async def _ask_for_ever(raw: socket.socket) -> None:
+    """Asks for a hundred kilobytes again and again, and reads none of it."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await loop.sock_sendall(raw, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
 
 
 async def test_wrong_methods_paths_and_media_are_problems(connect: Connect) -> None:

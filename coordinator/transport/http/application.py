@@ -68,7 +68,7 @@ class Application:
 
     async def _answer(self, scope: Any, receive: Any) -> Answer:
         route, path = self._router.find(scope["method"], scope["raw_path"])
-        query = route.parse_query(scope["query_string"])
+        query = self._router.query(route, scope["query_string"])
         return await route.handler(self._resources, Request(scope, receive, path, query, self._intake))
 
     async def _stream(self, scope: Any, send: Any, stream: Stream) -> None:

@@ -158,6 +158,8 @@ def _pairs(raw: bytes) -> dict[str, str]:
 
 
 _PARAMETER: Final = "{}"
+_REMEMBERED_MAX: Final = 512
+_REMEMBERED_BYTES_MAX: Final = 64
 
 
 class _Node:
@@ -176,6 +178,7 @@ class Router:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._whole: dict[bytes, _Node] = {}
         self._root = _Node()
+        self._queries: dict[tuple[str, str, bytes], dict[str, Any]] = {}
         for route in routes:
             segments = route.path.split("/")[1:]
             node = self._root
@@ -186,6 +189,21 @@ class Router:
             node.routes[route.method] = (route, names)
             if not names:
                 self._whole[route.path.encode()] = node
+
+    def query(self, route: Route, raw: bytes) -> dict[str, Any]:
+        """`Route.parse_query`, remembered where it is short: clients ask with the same ``?wait=`` thousands of times.
+
+        The answer is shared, so it is only to be read.
+        """
+        key = (route.method, route.path, raw)
+        values = self._queries.get(key)
+        if values is None:
+            values = route.parse_query(raw)
+            if len(raw) <= _REMEMBERED_BYTES_MAX:
+                if len(self._queries) >= _REMEMBERED_MAX:
+                    self._queries.clear()
+                self._queries[key] = values
+        return values
 
     def find(self, method: str, raw_path: bytes) -> tuple[Route, dict[str, str]]:
         """The route and its path parameters; raises NotFound, HttpError (405 with Allow) or Malformed."""
