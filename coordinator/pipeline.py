@@ -333,7 +333,7 @@ class Pipeline:
         engine, watchers, partition = self.engine, self.watchers, lane.partition
         for offset, record in enumerate(records, base):
             engine.apply(partition, offset, record)
-            if not isinstance(record, (Registered, Epoch)) and record.id in watchers:
+            if len(watchers) and not isinstance(record, (Registered, Epoch)) and record.id in watchers:
                 self._tell(partition, offset, record)
         self.pump()
         lane.settle(len(records))
@@ -344,7 +344,7 @@ class Pipeline:
             command = self.engine.commands.get(record.id)
             view = views.command_view(command) if command and self.watchers.wanted(id, "accepted") else None
             self.watchers.tell(id, Event("accepted", id, position(partition, offset), "running", view=view))
-        elif isinstance(record, (Outcome, StepFailed, Undone)) and self.watchers.wanted(id, "events"):
+        elif self.watchers.wanted(id, "events") and isinstance(record, (Outcome, StepFailed, Undone)):
             command = self.engine.commands.get(record.id)
             state = command.state.value if command else ""
             entry = views.history_entry(partition, offset, record)
@@ -379,7 +379,7 @@ class Pipeline:
             if view.id in watchers:
                 place = position(command.partition, finished.end)
                 watchers.end(view.id, Event("final", view.id, place, view.state.value, view=view))
-        if watchers.shown or len(watchers):
+        if watchers.detailed:
             for command in output.touched:
                 self._state(command)
 

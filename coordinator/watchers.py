@@ -20,6 +20,7 @@ class Watchers:
 
     def __init__(self) -> None:
         self._by_id: dict[str, list[tuple[Watcher, Want]]] = {}
+        self.detailed = 0  # how many want every event: none of them, and nobody looks for changes of state
         self.shown: dict[str, str] = {}  # the last state told, where somebody wants states
 
     def __contains__(self, id: str) -> bool:
@@ -31,12 +32,14 @@ class Watchers:
     def add(self, id: str, watcher: Watcher, want: Want) -> Unwatch:
         entry = (watcher, want)
         self._by_id.setdefault(id, []).append(entry)
+        self.detailed += want == "events"
         return lambda: self._remove(id, entry)
 
     def _remove(self, id: str, entry: tuple[Watcher, Want]) -> None:
         entries = self._by_id.get(id)
         if entries is not None and entry in entries:
             entries.remove(entry)
+            self.detailed -= entry[1] == "events"
             if not entries:
                 self._forget(id)
 
@@ -63,6 +66,7 @@ class Watchers:
         entries = self._by_id.get(id, [])
         self._forget(id)
         for entry in entries:
+            self.detailed -= entry[1] == "events"
             self._call(id, entry, event)
 
     def end_all(self, make: Callable[[str], Event]) -> None:

@@ -32,7 +32,6 @@ from coordinator.model.records import (
     SCHEMA,
     CommandRecord,
     Control,
-    Epoch,
     Failure,
     Finished,
     Outcome,
@@ -143,21 +142,21 @@ class Engine:
         """
         shard = self.shards.get(partition)
         commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
-        if isinstance(record, Submitted):
-            command = self._submitted(partition, offset, record, commands)
-        elif isinstance(record, Registered):
-            self.registry.add(record.name, record.version, record.content)
-            return None
-        elif isinstance(record, Epoch):
-            return None
-        else:
-            found = commands.get(record.id)
+        handler = HANDLERS.get(type(record))
+        if handler is not None:
+            found = commands.get(record.id)  # type: ignore[union-attr]  # each record with a handler has an id
             if found is None or found.finished is not None:
                 return None  # the command has ended: nothing after its end counts
-            HANDLERS[type(record)](found, record)
+            handler(found, record)
             command = found
+        elif isinstance(record, Submitted):
+            command = self._submitted(partition, offset, record, commands)
+        else:
+            if isinstance(record, Registered):
+                self.registry.add(record.name, record.version, record.content)
+            return None
         command.touched = max(command.touched, record.at)
-        command.history.append((offset, record))
+        command.history.append((offset, record))  # type: ignore[arg-type]
         if shard is not None:
             self._dirty[command.id] = command
             self._settle(command, record)
