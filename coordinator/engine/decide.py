@@ -194,9 +194,8 @@ def _encoded(result: Any) -> Raw:
 def _compensate(engine: Engine, command: Command, execution: Execution, now: float) -> None:
     if not _resolved(engine, command, execution, now):
         return
-    recorded = command.recorded()
-    if _undone(engine, command, execution, set(recorded), now):
-        engine.propose(command, _end(command, State.COMPENSATED if recorded else State.FAILED, now))
+    if _undone(engine, command, execution, None, now):
+        engine.propose(command, _end(command, State.COMPENSATED if command.recorded else State.FAILED, now))
 
 
 def _end(command: Command, state: State, now: float, result: Raw = NIL) -> Finished:
@@ -264,13 +263,13 @@ def _with_input(request: Request | LocalCall, input: Raw) -> Request | LocalCall
 # ---------------------------------------------------------------- undo
 
 
-def _undone(engine: Engine, command: Command, execution: Execution, names: set[str], now: float) -> bool:
-    """Undoes the recorded outcomes of ``names``, last first, one at a time; True when nothing is left to undo."""
+def _undone(engine: Engine, command: Command, execution: Execution, among: set[str] | None, now: float) -> bool:
+    """Undoes what is recorded (``among`` these steps), last first, one at a time; True when nothing is left to undo."""
     clean = True
-    for name in reversed(command.recorded()):
+    for name in reversed(command.standing):
         call = execution.calls.get(name)
         step = command.steps[name]
-        if name not in names or step.undone or (call is not None and call.undo is None):
+        if (among is not None and name not in among) or (call is not None and call.undo is None):
             continue
         if step.parked:
             clean = False

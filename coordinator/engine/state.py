@@ -79,8 +79,8 @@ class Command:
     """One uncompleted command.
 
     ``trail`` is what `Execution` is fed, in log order: ``(step, time, answer)`` where the answer is the Outcome's raw
-    value or the Failure of a step that has failed for good.  ``fed`` (volatile) is how much of it the present
-    execution has seen.
+    value or the Failure of a step that has failed for good.  ``standing`` names the steps whose recorded outcome is not
+    undone, in log order too.  ``fed`` (volatile) is how much of the trail the present execution has seen.
     """
 
     __slots__ = (
@@ -88,6 +88,7 @@ class Command:
         "calls_made",
         "contrary",
         "contrary_at",
+        "dead_letters",
         "execution",
         "failure",
         "fed",
@@ -104,6 +105,7 @@ class Command:
         "rerun_at",
         "rerun_blocked",
         "skip_parked",
+        "standing",
         "steps",
         "submitted",
         "touched",
@@ -117,6 +119,8 @@ class Command:
         self.offset = offset
         self.submitted = submitted
         self.steps: dict[str, Step] = {}
+        self.standing: list[str] = []
+        self.dead_letters = 0  # how many of its steps are parked
         self.trail: list[tuple[str, int, Raw | Failure]] = []
         self.contrary: Contrary | None = None
         self.contrary_at = 0  # how much of the trail came before the contrary decision
@@ -151,15 +155,15 @@ class Command:
             step = self.steps[name] = Step(service)
         return step
 
+    def park(self, step: Step, *, parked: bool) -> None:
+        """Makes a step a dead letter, or ends its being one; counted, since the state is asked for at each record."""
+        self.dead_letters += parked - step.parked
+        step.parked = parked
+
     @property
     def parked(self) -> bool:
         """Whether something of it is a dead letter."""
-        if self.poison is not None:
-            return True
-        for step in self.steps.values():  # noqa: SIM110 - asked for each record: a generator costs more than this
-            if step.parked:
-                return True
-        return False
+        return self.dead_letters > 0 or self.poison is not None
 
     @property
     def ending(self) -> bool:
@@ -192,6 +196,7 @@ class Command:
         """Running, delayed, blocked and compensating commands hold a slot; waiting ones do not (DESIGN section 1)."""
         return self.finished is None and not self.paused and not self.parked
 
-    def recorded(self) -> list[str]:
-        """Names of the steps with a recorded outcome, in log order."""
-        return [name for name, _, answer in self.trail if isinstance(answer, Raw)]
+    @property
+    def recorded(self) -> bool:
+        """Whether any step has a recorded outcome, undone or not."""
+        return any(isinstance(answer, Raw) for _, _, answer in self.trail)

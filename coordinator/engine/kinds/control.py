@@ -37,7 +37,7 @@ def _cancel(command: Command, record: Control) -> None:
         command.contrary_at = len(command.trail)
     for step in command.steps.values():
         if step.parked and not step.undoing:
-            step.parked = False
+            command.park(step, parked=False)
             step.released_at = record.at
 
 
@@ -49,7 +49,7 @@ def _retry(command: Command, record: Control) -> None:
     command.poison = None
     for step in command.steps.values():
         if step.parked or step.retry_at:
-            step.parked = False
+            command.park(step, parked=False)
             step.retry_at = 0
             step.released_at = record.at
 
@@ -58,7 +58,7 @@ def _requeue(command: Command, record: Control) -> None:
     step = command.steps.get(record.step)
     if step is None or not step.parked:
         return
-    step.parked = False
+    command.park(step, parked=False)
     step.retry_at = 0
     step.released_at = record.at
     if record.replaces:

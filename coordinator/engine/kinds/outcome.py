@@ -12,9 +12,10 @@ def apply(command: Command, record: Outcome) -> None:
     if step.outcome is not None or step.failed:
         return
     step.outcome = record.outcome
+    command.standing.append(record.step)
     step.attempts = max(step.attempts, record.attempt)
     step.failure = None
-    step.parked = False
+    command.park(step, parked=False)
     step.retry_at = 0
     step.answered_at = record.at
     command.trail.append((record.step, record.at, record.outcome))

@@ -24,11 +24,11 @@ def apply(command: Command, record: StepFailed) -> None:
         if record.verdict == "failed":
             step.failed = True
             command.trail.append((record.step, record.at, record.failure))
-    _settle(step, record)
+    _settle(command, step, record)
 
 
-def _settle(step: Step, record: StepFailed) -> None:
+def _settle(command: Command, step: Step, record: StepFailed) -> None:
     step.failure = record.failure
-    step.parked = record.verdict == "parked"
+    command.park(step, parked=record.verdict == "parked")
     step.retry_at = record.retry_at if record.verdict == "retry" else 0
     step.answered_at = record.at

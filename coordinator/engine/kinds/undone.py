@@ -11,9 +11,13 @@ def apply(command: Command, record: Undone) -> None:
     if step.outcome is None or step.undone:
         return
     step.undone = True
+    if command.standing[-1] == record.step:  # as nearly always: undone in reverse order
+        command.standing.pop()
+    else:
+        command.standing.remove(record.step)
     step.undone_by = record.by
     step.undo_attempts = max(step.undo_attempts, record.attempt)
     step.failure = None
-    step.parked = False
+    command.park(step, parked=False)
     step.retry_at = 0
     step.answered_at = record.at
