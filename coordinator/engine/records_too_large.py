@@ -1,8 +1,8 @@
 """A record that the log cannot take, cut down to one that it can.
 
 Sizes are checked where clients and services hand things in, but msgpack may be longer than JSON was, and an existing
-topic may take less than the default.  Such a record must neither stall its partition nor vanish: what can be left out is
-left out, and an outcome that cannot be recorded parks its step, in doubt, with the reason.
+topic may take less than the default.  Such a record must neither stall its partition nor vanish: what can be left out
+is left out, and an outcome that cannot be recorded parks its step, in doubt, with the reason.
 """
 
 from __future__ import annotations

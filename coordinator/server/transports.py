@@ -102,7 +102,12 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
         )
     from coordinator.transport.grpc import GrpcServer, GrpcSettings
 
-    return GrpcServer(front, host=host, port=port, settings=GrpcSettings())
+    grpc = GrpcSettings(
+        message_bytes_max=limits.body_bytes,
+        connection_calls_max=limits.in_flight,
+        idle_ms=int(limits.idle_timeout),
+    )
+    return GrpcServer(front, host=host, port=port, settings=grpc)
 
 
 PROBE_TIMEOUT_S = 1.0

@@ -1,4 +1,4 @@
-"""Real daemons and real services for the integration tests: `coordinator serve` as a process, services as HTTP servers."""
+"""Real daemons and services for the integration tests: `coordinator serve` as a process, scripted HTTP services."""
 
 from __future__ import annotations
 

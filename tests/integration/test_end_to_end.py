@@ -107,8 +107,8 @@ def _by_key(service: Service) -> dict[str, list[Any]]:
 
 async def _until_state(client: httpx.AsyncClient, id: str, state: str) -> None:
     async with asyncio.timeout(15):
-        while (await client.get(f"/v1/commands/{id}")).json()["state"] != state:
-            await asyncio.sleep(0.01)
+        while (await client.get(f"/v1/commands/{id}")).json()["state"] != state:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # the daemon is asked: nothing here could wake us
 
 
 async def test_a_second_daemon_on_one_log_takes_over_and_the_first_steps_down(
@@ -150,7 +150,7 @@ async def _until_refused(client: httpx.AsyncClient, daemon: Daemon) -> httpx.Res
 async def test_a_service_that_is_down_suspends_intake_until_its_backlog_has_drained(
     world: dict[str, Service], daemons: list[Daemon], tmp_path: Path
 ) -> None:
-    """Existing commands wait and complete; new ones get 503 with the service's name and a delay; then all is as before."""
+    """Existing commands wait and complete; new ones get 503 with the service's name and a delay; then all is well."""
     daemon = await started(daemons, tmp_path, config(tmp_path, world))
     world["payments"].down = True
     ids = [f"o-{n}" for n in range(20)]
@@ -230,7 +230,7 @@ async def test_sigterm_drains_and_exits_0(world: dict[str, Service], daemons: li
         await world["payments"].until(lambda: bool(world["payments"].arrivals))
         stopping = asyncio.create_task(asyncio.to_thread(daemon.stop))
         async with asyncio.timeout(10):
-            while "stopping" not in daemon.text():
+            while "stopping" not in daemon.text():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         world["payments"].gate.set()
         assert (await waiting).json()["state"] == "completed"
