@@ -175,7 +175,11 @@ def explain(command: Command, now: float, *, owner: dict[str, Any], slots: tuple
         waits.append({"why": "paused", "reason": command.reason, "unblock": "resume, cancel or abort"})
     if command.rerun_at:
         waits.append(
-            {"why": "delayed by its code", "next_retry_at": timestamp(command.rerun_at), "unblock": "nothing to do"}
+            {
+                "why": f"{'blocked' if command.rerun_blocked else 'delayed'} by its code",
+                "next_retry_at": timestamp(command.rerun_at),
+                "unblock": "nothing to do: it is run again by itself",
+            }
         )
     state = command.state
     return {
