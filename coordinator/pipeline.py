@@ -34,11 +34,11 @@ from coordinator.gateway.base import Done
 from coordinator.log.base import Log, LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.call import Answer, Call
+from coordinator.model.command import CommandView
 from coordinator.model.ids import position
 from coordinator.model.records import (
     CommandRecord,
     Epoch,
-    Finished,
     Outcome,
     Record,
     Registered,
@@ -50,7 +50,7 @@ from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Event
 from coordinator.view import FinishedCommand, View
 from coordinator.watchers import Watchers
-from coordinator.wire.codec import encode
+from coordinator.wire.codec import decode, encode
 
 log = structlog.get_logger(__name__)
 
@@ -374,11 +374,11 @@ class Pipeline:
         for command in output.finished:
             finished = finished_command(command)
             self.view.put(finished)
-            view = finished.view
-            self.metrics.finished(view.type, view.state.value, (command.touched - command.submitted.at) / 1000)
-            if view.id in watchers:
+            self.metrics.finished(finished.type, finished.state, (command.touched - command.submitted.at) / 1000)
+            if command.id in watchers:
                 place = position(command.partition, finished.end)
-                watchers.end(view.id, Event("final", view.id, place, view.state.value, view=view))
+                view = views.command_view(command)
+                watchers.end(command.id, Event("final", command.id, place, finished.state, view=view))
         if watchers.detailed:
             for command in output.touched:
                 self._state(command)
@@ -416,12 +416,21 @@ class Pipeline:
 
 def finished_command(command: Command) -> FinishedCommand:
     """What the view keeps of a command that has ended."""
-    end, last = command.history[-1]
-    assert isinstance(last, Finished)
+    submitted, finished = command.submitted, command.finished
+    assert finished is not None
     return FinishedCommand(
-        view=views.command_view(command),
-        submitted_at=command.submitted.at,
-        fingerprint=command.submitted.fingerprint,
-        end=end,
+        id=command.id,
+        type=submitted.type,
+        state=finished.state,
+        submitted_at=submitted.at,
+        partition=command.partition,
+        fingerprint=submitted.fingerprint,
+        attributes=submitted.attributes,
         records=[(offset, encode(record)) for offset, record in command.history],
     )
+
+
+def shown(engine: Engine, partition: int, records: list[tuple[int, bytes]]) -> CommandView:
+    """The view of a finished command, from its records by the fold that made it."""
+    decoded = [(offset, decode(data, partition=partition, offset=offset)) for offset, data in records]
+    return views.command_view(engine.recall(partition, decoded))  # type: ignore[arg-type]

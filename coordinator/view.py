@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -29,13 +30,12 @@ from coordinator.model.command import CommandView
 
 FLUSH_AFTER_S = 0.5
 FLUSH_ROWS = 2_000
-_LAYOUT = 1
+_LAYOUT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS commands (
     id TEXT NOT NULL UNIQUE, type TEXT NOT NULL, state TEXT NOT NULL, submitted_at INTEGER NOT NULL,
-    partition INTEGER NOT NULL, offset INTEGER NOT NULL, fingerprint BLOB NOT NULL, attributes TEXT NOT NULL,
-    view BLOB NOT NULL, records BLOB NOT NULL
+    partition INTEGER NOT NULL, fingerprint BLOB NOT NULL, attributes TEXT NOT NULL, records BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS newest ON commands (submitted_at, id);
 CREATE TABLE IF NOT EXISTS partitions (
@@ -43,48 +43,55 @@ CREATE TABLE IF NOT EXISTS partitions (
 );
 """
 
-_COLUMNS = 10
+_COLUMNS = 8
 _CHUNKS = (64, 16, 4, 1)
-_ATTRIBUTE = (
-    "EXISTS (SELECT 1 FROM json_each(commands.attributes) AS a WHERE a.key=? AND "
-    "CASE a.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(a.value AS TEXT) END = ?)"
-)
+_ATTRIBUTE = "EXISTS (SELECT 1 FROM json_each(commands.attributes) AS a WHERE a.key=? AND a.value=?)"
 _encode = msgspec.msgpack.encode
-_decode_view = msgspec.msgpack.Decoder(CommandView).decode
 _decode_records = msgspec.msgpack.Decoder(list[tuple[int, bytes]]).decode
 
 
-class FinishedCommand(Struct, frozen=True):
-    """One row: ``records`` are (offset, encoded record) in log order; ``end`` is the offset of the Finished record."""
+Show = Callable[[int, list[tuple[int, bytes]]], CommandView]
 
-    view: CommandView
+
+class FinishedCommand(Struct, frozen=True):
+    """One row: what a list filters by, and its ``records`` as (offset, encoded), in log order, Finished last."""
+
+    id: str
+    type: str
+    state: str
     submitted_at: int
+    partition: int
     fingerprint: bytes
-    end: int
+    attributes: dict[str, Any]
     records: list[tuple[int, bytes]]
 
+    @property
+    def end(self) -> int:
+        """The offset of its Finished record."""
+        return self.records[-1][0]
+
     def row(self) -> tuple[Any, ...]:
-        view = self.view
-        offset = int(view.position.partition(":")[2])
         return (
-            view.id,
-            view.type,
-            view.state.value,
+            self.id,
+            self.type,
+            self.state,
             self.submitted_at,
-            view.partition,
-            offset,
+            self.partition,
             self.fingerprint,
-            json.dumps(view.attributes) if view.attributes else "{}",
-            _encode(view),
+            json.dumps(self.attributes) if self.attributes else "{}",
             _encode(self.records),
         )
 
 
 class View:
-    """One SQLite file with one writing thread; reads by id are answered on the caller's thread (about 10 µs)."""
+    """One SQLite file with one writing thread; reads by id are answered on the caller's thread (about 10 µs).
 
-    def __init__(self, path: Path) -> None:
+    ``show`` makes the view that clients see from a partition and records, by the same fold that made the command.
+    """
+
+    def __init__(self, path: Path, show: Show) -> None:
         self.path = path
+        self._show = show
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="view")
         self._pending: dict[str, FinishedCommand] = {}
         self._flushing: dict[str, FinishedCommand] = {}
@@ -152,13 +159,13 @@ class View:
                 self.put(command)
         elif commands:
             marks = dict(self._marks)
-            marks[commands[0].view.partition] = max(command.end for command in commands) + 1
+            marks[commands[0].partition] = max(command.end for command in commands) + 1
             self._write(commands, marks)
             self._marks = marks
 
     def put(self, command: FinishedCommand) -> None:
         """Takes a finished command; it can be found from now on."""
-        self._pending[command.view.id] = command
+        self._pending[command.id] = command
         if self._flush_task is not None:
             return
         if len(self._pending) >= FLUSH_ROWS:
@@ -180,7 +187,7 @@ class View:
                 self._flushing, self._pending = self._pending, {}
                 marks = dict(self._marks)
                 for command in self._flushing.values():
-                    partition = command.view.partition
+                    partition = command.partition
                     marks[partition] = max(marks.get(partition, 0), command.end + 1)
                 rows = list(self._flushing.values())
                 try:
@@ -231,17 +238,14 @@ class View:
         return row[0] if row else None
 
     def get(self, id: str) -> CommandView | None:
-        recent = self._recent(id)
-        if recent is not None:
-            return recent.view
-        row = self._reader.execute("SELECT view FROM commands WHERE id=?", (id,)).fetchone()
-        return _decode_view(row[0]) if row else None
+        found = self.records(id)
+        return self._show(*found) if found else None
 
     def records(self, id: str) -> tuple[int, list[tuple[int, bytes]]] | None:
         """The partition and the (offset, record) pairs of a finished command."""
         recent = self._recent(id)
         if recent is not None:
-            return recent.view.partition, recent.records
+            return recent.partition, recent.records
         row = self._reader.execute("SELECT partition, records FROM commands WHERE id=?", (id,)).fetchone()
         return (row[0], _decode_records(row[1])) if row else None
 
@@ -267,15 +271,15 @@ class View:
         if before is not None:
             where.append("(submitted_at, id) < (?, ?)")
             values += before
-        wanted_rows = f"SELECT submitted_at, view FROM commands WHERE {' AND '.join(where)}"
+        wanted_rows = f"SELECT submitted_at, id, partition, records FROM commands WHERE {' AND '.join(where)}"
         order = "ORDER BY submitted_at DESC, id DESC LIMIT ?"
         rows = self._reader.execute(f"{wanted_rows} {order}", [*values, limit]).fetchall()
-        found = {(at, view.id): view for at, view in ((at, _decode_view(blob)) for at, blob in rows)}
+        found = {(at, id): (partition, _decode_records(records)) for at, id, partition, records in rows}
         for recent in [*self._flushing.values(), *self._pending.values()]:
-            place = (recent.submitted_at, recent.view.id)
-            if matches(recent.view, state, type, attributes) and (before is None or place < before):
-                found[place] = recent.view
-        return [(key[0], found[key]) for key in sorted(found, reverse=True)[:limit]]
+            place = (recent.submitted_at, recent.id)
+            if matches(recent, state, type, attributes) and (before is None or place < before):
+                found[place] = (recent.partition, recent.records)
+        return [(place[0], self._show(*found[place])) for place in sorted(found, reverse=True)[:limit]]
 
 
 def _insert(database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -293,7 +297,9 @@ def _insert(database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
             at += size
 
 
-def matches(view: CommandView, state: str | None, type: str | None, attributes: dict[str, str]) -> bool:
+def matches(
+    view: CommandView | FinishedCommand, state: str | None, type: str | None, attributes: dict[str, str]
+) -> bool:
     """Whether a command is in a list with these filters; attributes are compared as text."""
     if state is not None and view.state != state:
         return False
@@ -303,6 +309,7 @@ def matches(view: CommandView, state: str | None, type: str | None, attributes: 
 
 
 def _text(value: Any) -> str | None:
+    """How an attribute is written in a filter; the column has the same text, so that both ways to look agree."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return None if value is None else str(value)

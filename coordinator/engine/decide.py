@@ -81,6 +81,22 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
             poisoned(engine, command, error, now)
             return None
     execution = command.execution
+    _feed(command, execution)
+    _conclude(engine, command, execution, now)
+    return None if execution.error is not None and command.failure is None else execution
+
+
+def retrace(engine: Engine, command: Command) -> None:
+    """Runs exec over the record, to see which steps it issued and skipped; decides nothing, and may find nothing."""
+    try:
+        command.execution = Execution(*_start(engine, command))
+        _feed(command, command.execution)
+    except Exception:
+        command.execution = None
+
+
+def _feed(command: Command, execution: Execution) -> None:
+    """Hands the execution what it has not seen of the trail, in log order."""
     trail = command.trail
     while command.fed < len(trail):
         if command.contrary is not None and command.fed == command.contrary_at:
@@ -93,8 +109,6 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
             execution.failed(name, answer, at)
     if command.contrary is not None and command.fed >= command.contrary_at:
         execution.stop()
-    _conclude(engine, command, execution, now)
-    return None if execution.error is not None and command.failure is None else execution
 
 
 def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:

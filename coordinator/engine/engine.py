@@ -165,6 +165,18 @@ class Engine:
             self._finished.append(command)
         return command
 
+    def recall(self, partition: int, records: list[tuple[int, CommandRecord]]) -> Command:
+        """A command as it was when these records of it were all there were; for looking at, not for going on."""
+        (offset, submitted), *rest = records
+        assert isinstance(submitted, Submitted)
+        command = Command(partition, offset, submitted)
+        for _, record in rest:
+            if type(record) in HANDLERS:
+                HANDLERS[type(record)](command, record)
+        command.history = records
+        decide.retrace(self, command)
+        return command
+
     def _submitted(self, partition: int, offset: int, record: Submitted, into: dict[CommandId, Command]) -> Command:
         known = into.get(record.id)
         if known is not None:

@@ -16,6 +16,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,7 +31,7 @@ from coordinator.front import CoordinatorFront
 from coordinator.gateway.gateway import Gateway
 from coordinator.log.base import Log
 from coordinator.log.sqlite import SqliteLog
-from coordinator.pipeline import Pipeline
+from coordinator.pipeline import Pipeline, shown
 from coordinator.saga import App
 from coordinator.server.clock import Clock
 from coordinator.server.config import Config
@@ -93,7 +94,7 @@ class Daemon:
         registry = Registry(self.app, {name: _kind(each.url) for name, each in services.items()})
         engine = Engine(config.engine_settings(), services, registry, Random())
         gateway = Gateway(services, self.app.clients if self.app else {}, asyncio.get_running_loop())
-        view = View(Path(config.log.data_dir) / "view.sqlite3")
+        view = View(Path(config.log.data_dir) / "view.sqlite3", partial(shown, engine))
         view.open()
         pipeline = Pipeline(
             log=store,
