@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Any, Protocol
+
+import httpx
 
 from coordinator.errors import CoordinatorError, StartupError
 from coordinator.server.config import Config
@@ -39,9 +42,13 @@ class Transports:
 
     @property
     def advertised(self) -> str:
-        """Where other instances find this one: its TCP address, else the first that it has."""
-        host, port = self.addresses.get("tcp") or next(iter(self.addresses.values()))
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        """Where a standby asks whether this instance lives: ``host:port`` of TCP, else HTTP's URL, else nothing."""
+        for name, prefix in (("tcp", ""), ("http", "http://")):
+            if name in self.addresses:
+                host, port = self.addresses[name]
+                host = _reachable(host)
+                return f"{prefix}[{host}]:{port}" if ":" in host else f"{prefix}{host}:{port}"
+        return ""
 
     async def start(self) -> None:
         for name, listener in self._listeners.items():
@@ -110,25 +117,49 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
     return GrpcServer(front, host=host, port=port, settings=grpc)
 
 
+def _reachable(host: str) -> str:
+    """A listener on every address is reached by the machine's own: nobody can dial 0.0.0.0."""
+    if host not in ("0.0.0.0", "::", ""):
+        return host
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return socket.gethostname()
+
+
 PROBE_TIMEOUT_S = 1.0
 
 
 async def probe(address: str, instance: str) -> bool:
-    """Whether the instance answers at its TCP address: a hint for a standby, never a proof of anything."""
-    host, _, port = address.rpartition(":")
-    writer: asyncio.StreamWriter | None = None
+    """Whether the instance answers at the address of its Epoch: a hint for a standby, never a proof of anything.
+
+    One that advertises nothing is taken to live: its standby waits for an operator.
+    """
+    if not address:
+        return True
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            hello = frames.Hello(0, frames.MAGIC, frames.VERSION_MIN, frames.VERSION_MAX, "probe")
-            writer.write(frames.encode(hello))
-            (size,) = frames.PREFIX.unpack(await reader.readexactly(4))
-            answer = frames.read_from_server(await reader.readexactly(min(size, frames.HELLO_BYTES_MAX)))
-            return isinstance(answer, frames.Hello) and answer.options.instance == instance
-    except (OSError, ValueError, TimeoutError, EOFError, CoordinatorError):
+            return await (_probe_http if address.startswith("http://") else _probe_tcp)(address) == instance
+    except (OSError, ValueError, TimeoutError, EOFError, CoordinatorError, httpx.HTTPError):
         return False
+
+
+async def _probe_tcp(address: str) -> str | None:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        hello = frames.Hello(0, frames.MAGIC, frames.VERSION_MIN, frames.VERSION_MAX, "probe")
+        writer.write(frames.encode(hello))
+        (size,) = frames.PREFIX.unpack(await reader.readexactly(4))
+        answer = frames.read_from_server(await reader.readexactly(min(size, frames.HELLO_BYTES_MAX)))
+        return answer.options.instance if isinstance(answer, frames.Hello) else None
     finally:
-        if writer is not None:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def _probe_http(address: str) -> str | None:
+    async with httpx.AsyncClient() as client:
+        answer = (await client.get(f"{address}/v1/cluster")).json()
+        return answer.get("instance") if isinstance(answer, dict) else None
