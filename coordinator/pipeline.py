@@ -11,8 +11,17 @@ One rule makes it crash-safe: nothing is acted on before the record that says so
 on what `apply` gave it, and `apply` is only called by `_confirmed`, with a batch that the log has settled.
 
 One Lane a partition, one task a lane, at most one append in flight a lane: what is proposed meanwhile shares the next
-one.  No task a command, a record or a call.  A lane's life is: acquire (a new epoch), replay, act, step down, acquire
-again.
+one.  No task a command, a record or a call.
+
+A lane's life is: acquire (a new epoch), replay, act, step down, acquire again.  Whatever goes wrong while it acts, be
+it the log, a rival or a mistake of our own, ends in a step down: all that is volatile goes, and the log is read anew.
+For those who wait that means: an unconfirmed submission or operator's request is told at once (`log_unavailable`: it
+may have landed); who waits for a command's result waits on, and after the next replay is told what it missed; if
+somebody else owns the partition now, all are sent there (`no_owner`).
+
+A lane calls nobody on stale knowledge.  Most calls follow an append, and its ack proves that the partition is ours; a
+retry follows nothing.  So a lane that has not heard from its log for `TRUSTED_MS` (it stalls, or this process was
+stopped, or slept) holds its calls back until it has looked.
 """
 
 from __future__ import annotations
@@ -35,7 +44,7 @@ from coordinator.log.base import Log, LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.call import Answer, Call
 from coordinator.model.command import CommandView
-from coordinator.model.ids import position
+from coordinator.model.ids import CommandId, partition_of, position
 from coordinator.model.records import (
     CommandRecord,
     Epoch,
@@ -57,6 +66,8 @@ log = structlog.get_logger(__name__)
 BATCH_BYTES_MAX = 900_000  # of one append: below Kafka's default message limit
 REACQUIRE_FIRST_S, REACQUIRE_MAX_S = 0.1, 5.0
 CHECK_EVERY_S = 0.5
+TRUSTED_MS = 2_000  # how long after a look at its log a lane may call services: a few looks
+TIMER_S_MAX = 1.0  # of sleep, so that a clock that jumps ahead, or a machine that slept, is noticed
 STANDBY_PROBES = 3
 
 
@@ -82,6 +93,9 @@ class Lane:
         self.end = 0
         self.owner: tuple[str, str] | None = None  # instance and address of who fenced us
         self.epochs: list[tuple[int, bytes]] = []
+        self._heard_at = 0  # when the log was last asked whether the partition is ours, and said so (ms)
+        self._held: list[Call] = []  # calls that wait for the next look at the log
+        self._failure: Exception | None = None
         self._pushed = 0
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -108,6 +122,20 @@ class Lane:
             if not future.done():
                 future.set_result(None)
 
+    def call(self, call: Call, now: int) -> None:
+        """Sends a call; one that would rest on stale knowledge of the log waits for the next look at it."""
+        if now - self._heard_at <= TRUSTED_MS:
+            self.pipeline.send(call)
+        else:
+            self._held.append(call)
+            self.wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """A mistake of ours while the partition was acted for: what is in memory is not to be trusted any more."""
+        if self.acting:
+            self._failure = error
+            self.wake.set()
+
     async def run(self) -> None:
         """Owns the partition for as long as the process lives; ends only by cancellation or a corrupt log."""
         delay = REACQUIRE_FIRST_S
@@ -122,6 +150,11 @@ class Lane:
                 self._stepped_down(down)
             except LogError as error:
                 self._unavailable(f"the log does not answer: {error}")
+            except CorruptLog:
+                raise
+            except Exception as error:
+                log.exception("a mistake of this program: the partition starts over from its log")
+                self._unavailable(f"an internal error: {error!r}")
             finally:
                 self._close()
                 await owned.close()
@@ -136,34 +169,66 @@ class Lane:
         if self.pipeline.view.ahead(self.partition, epoch):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
         self.epoch = epoch
-        self.end = epoch + 1
         self.owner = None
-        self.acquired_at = self.pipeline.now()
+        told, self.end = self.end, epoch + 1
+        self.acquired_at = self._heard_at = self.pipeline.now()
         self.acting = True
         self.pipeline.engine.open(self.partition, owned.token, epoch)
         took = self.acquired_at - began
         log.info("partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took)
         self.pipeline.metrics.acquired(self.partition, epoch, took / 1000)
-        self.pipeline.on_acquired(self)
+        self.pipeline.on_acquired(self, told)
 
     async def _act(self, owned: OwnedPartition) -> None:
-        while True:
-            if not self.outbox:
-                self.wake.clear()
-                try:
-                    async with asyncio.timeout(CHECK_EVERY_S):
-                        await self.wake.wait()
-                except TimeoutError:
-                    await owned.check()
-                    continue
-            records, encoded = self._batch(owned.token)
-            self.writing = records
-            began = self.pipeline.loop.time()
-            base = await owned.append(encoded)
-            self.writing = []
-            self.end = base + len(records)
-            self.pipeline.metrics.appended(self.partition, len(records), self.pipeline.loop.time() - began, self.end)
-            self.pipeline.confirmed(self, base, records)
+        while self._failure is None:
+            if self.outbox:
+                await self._append(owned)
+            elif self._held or not await self._woken():
+                await self._look(owned)
+        raise self._failure
+
+    async def _append(self, owned: OwnedPartition) -> None:
+        records, encoded = self._batch(owned.token)
+        self.writing = records
+        pipeline = self.pipeline
+        began, asked_at = pipeline.loop.time(), pipeline.now()
+        base = await owned.append(encoded)
+        if self._failure is not None:
+            return  # it is in the log, and the next replay finds it
+        self.writing = []
+        self.end = base + len(records)
+        pipeline.metrics.appended(self.partition, len(records), pipeline.loop.time() - began, self.end)
+        self._heard(asked_at)
+        pipeline.confirmed(self, base, records)
+
+    async def _woken(self) -> bool:
+        """Waits for something to do; False when it is time for another look at the log."""
+        self.wake.clear()
+        try:
+            async with asyncio.timeout(CHECK_EVERY_S):
+                await self.wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _look(self, owned: OwnedPartition) -> None:
+        """Looks whether another epoch began; a log that cannot be looked at for long is a log that does not answer."""
+        asked_at = self.pipeline.now()
+        if await owned.check():
+            self._heard(asked_at)
+        elif (silent := asked_at - self._heard_at) > self.pipeline.append_timeout_ms:
+            raise LogError(f"it could not be read for {silent} ms")
+        else:
+            await self._woken()
+
+    def _heard(self, asked_at: int) -> None:
+        """The log said, after ``asked_at``, that the partition was ours: calls may go on from there."""
+        self._heard_at = asked_at
+        if self._held:
+            held, self._held = self._held, []
+            now = self.pipeline.now()
+            for call in held:
+                self.call(call, now)
 
     def _batch(self, token: bytes) -> tuple[list[Record], list[bytes]]:
         """As much of the outbox as one append may hold, encoded, with the token of this ownership."""
@@ -208,14 +273,14 @@ class Lane:
 
     def _close(self) -> None:
         """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
-        lost = [*self.writing, *self.outbox]
-        self.acting, self.writing, self.outbox = False, [], []
+        self.acting, self.writing, self.outbox, self._held = False, [], [], []
+        self._failure = None
         self._durable = self._pushed
         while self._waiting:
             _, future = self._waiting.popleft()
             if not future.done():
                 future.set_exception(self.refusal)
-        self.pipeline.closed(self, lost)
+        self.pipeline.closed(self)
 
     async def _before_next_attempt(self, delay: float) -> None:
         """At once after a fault of our own; while another instance is alive, as its standby."""
@@ -310,21 +375,45 @@ class Pipeline:
             clock=self.now,
         )
 
-    def on_acquired(self, lane: Lane) -> None:
+    def on_acquired(self, lane: Lane, told: int) -> None:
+        """A lane acts; who watches has been told of what is below the offset ``told``."""
         self.changed.set()
+        self._catch_up(lane, told)
         self.pump()
 
-    def closed(self, lane: Lane, lost: list[Record]) -> None:
+    def closed(self, lane: Lane) -> None:
         """A lane steps down: in-doubt submissions are told so; if somebody else owns it, all who watch are sent
         there."""
+        doubtful = [id for id, (_, partition) in self.engine.reserved.items() if partition == lane.partition]
         gone = self.engine.close(lane.partition)
         self.changed.set()
-        for record in lost:
-            if isinstance(record, Submitted):
-                self.watchers.end(record.id, Event("error", record.id, error=lane.refusal))
+        for id in doubtful:
+            self.watchers.end(id, Event("error", id, error=lane.refusal))
         if lane.owner is not None:
             for command in gone:
                 self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
+
+    def _catch_up(self, lane: Lane, told: int) -> None:
+        """Tells who watches what was recorded while the partition was not acted for: appends in doubt that landed."""
+        for id in self.watchers.ids():
+            if partition_of(id, len(self.lanes)) != lane.partition:
+                continue
+            command = self.engine.commands.get(CommandId(id))
+            ended = None if command is not None else self.view.records(id)
+            if command is not None:
+                records: list[tuple[int, Any]] = command.history
+            elif ended is not None:
+                records = [(at, decode(data, partition=lane.partition, offset=at)) for at, data in ended[1]]
+            else:
+                continue
+            for offset, record in records:
+                if offset >= told:
+                    self._tell(lane.partition, offset, record)
+            if ended is not None:
+                view = self.view.get(id)
+                assert view is not None
+                place = position(lane.partition, records[-1][0])
+                self.watchers.end(id, Event("final", id, place, view.state.value, view=view))
 
     # ------------------------------------------------------------ the line
 
@@ -357,17 +446,29 @@ class Pipeline:
             self.loop.call_soon(self.pump)
 
     def pump(self) -> None:
-        """Takes what the engine has decided and does it."""
+        """Takes what the engine has decided and does it; a mistake in that costs the partitions, not the daemon."""
         self._pumping = False
+        try:
+            self._pump()
+        except Exception as error:
+            log.exception("a mistake of this program: every partition starts over from its log")
+            for lane in self.lanes:
+                lane.fail(error)
+
+    def _pump(self) -> None:
         now = self.now()
         self.engine.tick(now)
         output = self.engine.take(now)
         for partition, record in output.records:
             self.lanes[partition].push(record)
         for call in output.calls:
-            self.gateway.send(call, self._answered)
+            self.lanes[call.partition].call(call, now)
         self._notify(output)
         self._arm(now)
+
+    def send(self, call: Call) -> None:
+        """Makes a call; its answer comes back to the engine."""
+        self.gateway.send(call, self._answered)
 
     def _notify(self, output: Output) -> None:
         watchers = self.watchers
@@ -407,7 +508,7 @@ class Pipeline:
                 return
             self._timer.cancel()
         self._timer_due = due
-        self._timer = self.loop.call_later(max(0.0005, (due - now) / 1000), self._fire)
+        self._timer = self.loop.call_later(min(max(0.0005, (due - now) / 1000), TIMER_S_MAX), self._fire)
 
     def _fire(self) -> None:
         self._timer = None

@@ -206,21 +206,24 @@ class OwnedPartition:
             raise self._stepped_down(owner)
         return place
 
-    async def check(self) -> None:
+    async def check(self) -> bool:
         """Looks whether another epoch began while this one had nothing to append; raises SteppedDown if so.
 
-        Costs one look at the log's end, so it can be called every few hundred milliseconds.  Where the log cannot be
-        read it tells nothing: an append will.
+        True: the partition was ours at some moment after the call.  Costs one look at the log's end, so it can be
+        called every few hundred milliseconds.  False: nothing could be told, since the log cannot be read, or an
+        append is under way, which will tell.
         """
         owner, _ = self._standing()
         if owner.in_flight or self._busy:
-            return  # settling an append looks at the same records
+            return False  # settling an append looks at the same records
         self._busy = True
+        looked = False
         try:
             async with asyncio.timeout(self._append_timeout_s):
                 end = await self._log.end(self.partition)
             if end > owner.verified:
                 await self._read(owner, Read(owner.verified, None))
+            looked = True
         except (TimeoutError, LogError) as error:
             logger.warning(
                 "partition %d: the end of the log cannot be read: %s", self.partition, str(error) or "no answer"
@@ -229,6 +232,7 @@ class OwnedPartition:
             self._busy = False
         await self._settle(owner)  # an append that was answered meanwhile left its settling to this call
         self._standing()
+        return looked
 
     def _standing(self) -> tuple[Owner, Writer]:
         owner, writer = self._owner, self._writer
