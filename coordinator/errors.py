@@ -39,7 +39,7 @@ class CoordinatorError(Exception):
 
     ``detail`` is a sentence for a person: what was wrong, where, what is allowed.  ``retry_after_ms`` is the delay that
     the client should keep before it sends the same request again (only where ``retryable``).  ``extra`` has further
-    JSON members of the answer (``legal_states``, ``services``, ``faults``).
+    JSON members of the answer (``legal_states``, ``services``, ``faults``: a list of ``{"path": …, "fault": …}``).
     """
 
     code: ClassVar[str] = "internal"

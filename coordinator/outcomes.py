@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from coordinator.engine.views import timestamp
 from coordinator.errors import InvalidPayload, LogUnavailable
@@ -25,20 +25,25 @@ TypeOf = Callable[[str], str]
 
 
 class Start:
-    """Where a stream begins: a position (inclusive) or a time."""
+    """Where a stream begins: a position (inclusive) or a time, in UTC unless it says otherwise.
 
-    def __init__(self, text: str | None) -> None:
+    Raises InvalidPayload for what is neither, and for a partition that the log does not have.
+    """
+
+    def __init__(self, text: str | None, partitions: int) -> None:
         self.partition, self.offset, self.at = 0, 0, 0
         if text is None or text == "":
             return
         if "T" in text or text.count("-") == 2:
             try:
                 moment = datetime.fromisoformat(text)
-            except ValueError:
+                self.at = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            except (ValueError, OverflowError):
                 raise InvalidPayload.at("?from", "a time is RFC 3339, for example 2026-01-31T12:00:00Z") from None
-            self.at = round(moment.timestamp() * 1000)
         else:
-            self.partition, self.offset = parse_position(text)
+            self.partition, self.offset = parse_position(text, "?from")
+            if self.partition >= partitions:
+                raise InvalidPayload.at("?from", f"there are {partitions} partitions, from 0")
 
 
 async def stream(

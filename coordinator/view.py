@@ -30,7 +30,7 @@ from coordinator.model.command import CommandView
 
 FLUSH_AFTER_S = 0.5
 FLUSH_ROWS = 2_000
-_LAYOUT = 2
+_LAYOUT = 3
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS commands (
@@ -78,7 +78,7 @@ class FinishedCommand(Struct, frozen=True):
             self.submitted_at,
             self.partition,
             self.fingerprint,
-            json.dumps(self.attributes) if self.attributes else "{}",
+            json.dumps({name: _text(value) for name, value in self.attributes.items()}) if self.attributes else "{}",
             _encode(self.records),
         )
 

@@ -21,12 +21,13 @@ ID_LENGTH_MAX = 200
 TOKEN_BYTES = 8
 
 _ID = re.compile(r"[^\x00-\x20\x7f-\x9f/\ud800-\udfff\u2028\u2029]{1,200}")
-_ID_RULE = "1 to 200 characters, no spaces, control characters or slashes"
+_ID_RULE = "1 to 200 characters, no spaces, control characters or slashes, and is not . or .."
+_STEPS = (".", "..")  # clients resolve these in a path, percent-encoded or not: nobody could ask for such a command
 
 
 def command_id(text: str, path: str = "$.id") -> CommandId:
     """Checks an id that a client chose; raises InvalidPayload with ``path``."""
-    if not _ID.fullmatch(text):
+    if not _ID.fullmatch(text) or text in _STEPS:
         raise InvalidPayload.at(path, f"an id has {_ID_RULE}")
     return CommandId(text)
 
@@ -51,9 +52,9 @@ def position(partition: int, offset: int) -> str:
     return f"{partition}:{offset}"
 
 
-def parse_position(text: str) -> tuple[int, int]:
-    """The inverse of `position`; raises InvalidPayload."""
-    match = re.fullmatch(r"(\d{1,6}):(\d{1,18})", text)
+def parse_position(text: str, path: str = "$.position") -> tuple[int, int]:
+    """The inverse of `position`; raises InvalidPayload with ``path``."""
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,18})", text, re.ASCII)
     if not match:
-        raise InvalidPayload.at("$.position", "a position is <partition>:<offset>, for example 3:1841")
+        raise InvalidPayload.at(path, "a position is <partition>:<offset>, for example 3:1841")
     return int(match[1]), int(match[2])

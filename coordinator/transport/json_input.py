@@ -8,6 +8,8 @@ one `Decoder.decode`; everything else here runs only for bodies that look danger
   ours, fixed and far below: NESTING_MAX.
 - *Whole numbers beyond 64 bits.*  msgspec reads them, msgpack cannot hold them.  They are refused here, with their
   path, rather than deep inside an append.
+- *Where it broke.*  Bytes that are no JSON (a NaN, half a document, 1,000 brackets) have a place as well: the path of
+  the value that was being read, found by a scan of the text before it.
 - *All faults at once.*  After a type error the document is read again as plain values and compared field by field, so
   that a person mends five mistakes in one go.
 """
@@ -47,16 +49,16 @@ _AT = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
 def decode(decoder: msgspec.json.Decoder[T], body: bytes, root: str = "$") -> T:
     """The typed value of ``body``.
 
-    Raises Malformed where the bytes are no JSON (or nest deeper than NESTING_MAX), InvalidPayload with the path of
-    every fault where they are, but of another shape.  ``root`` begins every path: ``$`` for a request's body,
-    ``$.payload`` where the document is a field of something else.
+    Raises Malformed where the bytes are no JSON (or nest deeper than NESTING_MAX), with the path of the value that
+    broke; InvalidPayload with the path of every fault where they are, but of another shape.  ``root`` begins every
+    path: ``$`` for a request's body, ``$.payload`` where the document is a field of something else.
     """
     try:
         value = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _explained(decoder, body, root, error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(body, error) from None
+        raise _malformed(body, error, root) from None
     _check_limits(body, root)
     return value
 
@@ -67,7 +69,7 @@ def _check_limits(body: bytes, root: str) -> None:
     Both questions are first asked of the bytes at memory speed, in a way that may alarm falsely but never misses.
     """
     if len(body) > NESTING_MAX and body.count(b"[") + body.count(b"{") > NESTING_MAX and _depth(body) > NESTING_MAX:
-        raise _too_deep()
+        raise _too_deep(body, root)
     if _NINETEEN_DIGITS not in body.translate(_DIGITS):
         return
     leaves = _walk(msgspec.json.decode(body), root)
@@ -90,20 +92,77 @@ def _depth(body: bytes) -> int:
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 
-def _malformed(body: bytes, error: Exception) -> Malformed:
+def _malformed(body: bytes, error: Exception, root: str) -> Malformed:
     if isinstance(error, RecursionError):
-        return _too_deep()
+        return _too_deep(body, root)
+    at, fault = len(body), str(error)
     if not body.strip():
-        return Malformed("the body is empty; a JSON document is expected")
-    if isinstance(error, UnicodeDecodeError):
-        return Malformed("the body is not valid UTF-8")
-    if str(error) == "Input data was truncated":
-        return Malformed(f"the JSON ends too early, after byte {len(body)}, or holds half a surrogate pair")
-    return Malformed(str(error))
+        at, fault = 0, "the body is empty; a JSON document is expected"
+    elif isinstance(error, UnicodeDecodeError):
+        at, fault = _first_not_utf_8(body), "the body is not valid UTF-8"
+    elif fault == "Input data was truncated":
+        fault = f"the JSON ends too early, after byte {len(body)}, or holds half a surrogate pair"
+    elif match := _BYTE.search(fault):
+        at = int(match[1])
+    return _broken(path_at(body, at, root), fault)
 
 
-def _too_deep() -> Malformed:
-    return Malformed(f"the JSON nests deeper than {NESTING_MAX} levels")
+def _first_not_utf_8(body: bytes) -> int:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(body)
+
+
+def _too_deep(body: bytes, root: str) -> Malformed:
+    return _broken(path_at(body, len(body), root), f"the JSON nests deeper than {NESTING_MAX} levels")
+
+
+def _broken(path: str, fault: str) -> Malformed:
+    return Malformed(f"{path}: {fault}", faults=[{"path": path, "fault": fault}])
+
+
+# ---------------------------------------------------------------- where a text that is no JSON broke
+
+SCANNED_BYTES_MAX: Final = 64 << 10  # how far is looked for the place: a megabyte of garbage earns no more of our time
+PATH_LEVELS_MAX: Final = 8
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},:]', re.DOTALL)
+_BYTE = re.compile(r"\(byte (\d+)\)$")
+
+
+def path_at(body: bytes, at: int, root: str = "$") -> str:
+    """The path of the value that byte ``at`` belongs to, or its first levels; ``body`` need not be JSON.
+
+    Only ``root`` where that is further than SCANNED_BYTES_MAX from the beginning.
+    """
+    levels: list[str | int] = []  # where we are in each open object (its present key) and array (its present index)
+    text, deepest = b"", False
+    for token in _TOKEN.finditer(body, 0, min(at, SCANNED_BYTES_MAX)):
+        match token[0]:
+            case b"{":
+                levels.append("")
+            case b"[":
+                levels.append(0)
+            case b"}" | b"]":
+                if levels:
+                    levels.pop()
+            case b":":
+                if levels and isinstance(levels[-1], str):
+                    levels[-1] = text.decode(errors="replace")
+            case b",":
+                if levels:
+                    last = levels[-1]
+                    levels[-1] = last + 1 if isinstance(last, int) else ""
+            case string:
+                text = string[1:-1]
+        if deepest := len(levels) > NESTING_MAX:
+            break
+    if at > SCANNED_BYTES_MAX and not deepest:
+        return root
+    steps = [f"[{level}]" if isinstance(level, int) else f".{level}" for level in levels if level != ""]
+    more = "…" if deepest or len(steps) > PATH_LEVELS_MAX else ""
+    return root + "".join(steps[:PATH_LEVELS_MAX]) + more
 
 
 # ---------------------------------------------------------------- the slow path: explaining
@@ -116,9 +175,9 @@ def _explained(
     try:
         plain = _lenient.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as worse:
-        return _malformed(body, worse)
+        return _malformed(body, worse, root)
     if _depth(body) > NESTING_MAX:
-        return _too_deep()
+        return _too_deep(body, root)
     found = list(islice(_faults(decoder.type, plain, root), FAULTS_MAX))
     return InvalidPayload.all(found or [_located(error, root)])
 

@@ -31,8 +31,8 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error's body; ``code`` is for programs, ``detail`` for people.
 
     ``retry_after_ms`` comes with 429 and 503 beside the header ``Retry-After``; ``legal_states`` with
-    ``illegal_state``, ``services`` with ``suspended``, ``faults`` with ``invalid_payload``, ``details`` with an
-    instance that is not ready.
+    ``illegal_state``, ``services`` with ``suspended``, ``faults`` wherever a place can be named (``invalid_payload``,
+    ``malformed``, ``too_large``, ``unknown_type``), ``details`` with an instance that is not ready.
     """
 
     type: str

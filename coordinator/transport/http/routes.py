@@ -31,9 +31,9 @@ from coordinator.errors import (
     UnknownService,
     UnknownStep,
     UnknownType,
+    tree,
 )
 from coordinator.model.command import FINAL, CommandView, Operation, State, Submission
-from coordinator.model.ids import parse_position
 from coordinator.transport.base import CommandPage, Front, OutcomeItem
 from coordinator.transport.http.exchange import Answer, Request, Whole, json, same_id
 from coordinator.transport.http.routing import (
@@ -147,12 +147,10 @@ async def history(api: Resources, request: Request) -> Answer:
 
 async def events(api: Resources, request: Request) -> Answer:
     after = request.header(b"last-event-id") or None
-    if after is not None:
-        try:
-            parse_position(after)
-        except InvalidPayload as error:
-            raise InvalidPayload.at("Last-Event-ID", error.extra["faults"][0]["fault"]) from None
-    return EventStream(api.front, api.streams, api.settings, request.path["id"], after)
+    try:
+        return EventStream(api.front, api.streams, api.settings, request.path["id"], after)
+    except InvalidPayload as error:
+        raise InvalidPayload.at("Last-Event-ID", error.extra["faults"][0]["fault"]) from None
 
 
 async def explain(api: Resources, request: Request) -> Answer:
@@ -286,7 +284,8 @@ async def healthz(api: Resources, request: Request) -> Answer:
 async def readyz(api: Resources, request: Request) -> Answer:
     ready, details = api.front.ready()
     if not ready:
-        raise Starting("this instance is not ready", retry_after_ms=1000, details=details)
+        why = tree().get(details.get("code", ""), Starting)
+        raise why(details.get("why", "this instance is not ready"), retry_after_ms=1000, details=details)
     return json({"status": "ready", "details": details})
 
 
@@ -559,7 +558,7 @@ ROUTES: Final = (
     ),
     _probe("/healthz", healthz, "Whether the process is alive.", _OBJECT),
     _probe(
-        "/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", _OBJECT, Starting
+        "/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", _OBJECT, *_DURABLE
     ),
     _probe(
         "/metrics",

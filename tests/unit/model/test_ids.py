@@ -25,7 +25,7 @@ def test_an_id_that_a_client_may_choose(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a b", "a/b", "\x00", "a\n", "\x7f", "\x85", "\u2028", "\ud800", "x" * (ID_LENGTH_MAX + 1)],
+    ["", ".", "..", "a b", "a/b", "\x00", "a\n", "\x7f", "\x85", "\u2028", "\ud800", "x" * (ID_LENGTH_MAX + 1)],
 )
 def test_an_id_that_is_refused_with_its_path(text: str) -> None:
     """No spaces, control characters or slashes, and not too long."""

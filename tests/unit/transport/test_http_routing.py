@@ -33,7 +33,7 @@ def test_every_route_is_found_by_its_own_path(route: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "id", ["order-123", "é", "a%2Fb", "a+b c".replace(" ", "\u00a0"), "日本", "..", "{}", "?x=1", "events"]
+    "id", ["order-123", "é", "a%2Fb", "a+b c".replace(" ", "\u00a0"), "日本", "...", "{}", "?x=1", "events"]
 )
 def test_any_id_survives_its_way_through_a_path(id: str) -> None:
     """An id is percent-encoded by the client and comes out as it went in."""

@@ -1,0 +1,103 @@
+"""What every part of the Front stands on: where a command is, and how its present state is shown.
+
+Commands under way are in the engine, finished ones in the view; both only speak for a partition while this instance
+owns it.  `Base` knows where to look, and refuses where nobody here may answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coordinator.engine import views
+from coordinator.engine.registry import Registry
+from coordinator.engine.state import Command
+from coordinator.errors import InvalidPayload, Stopping, TooLarge, UnknownCommand, UnknownService
+from coordinator.model.command import CommandView
+from coordinator.model.durations import parse_duration
+from coordinator.model.ids import CommandId, partition_of
+from coordinator.pipeline import Lane, Pipeline
+
+
+class Base:
+    """``payload_bytes_max`` bounds any JSON that a client hands in; ``name`` is the group's."""
+
+    def __init__(self, pipeline: Pipeline, registry: Registry, *, name: str, payload_bytes_max: int = 1 << 20) -> None:
+        self.pipeline = pipeline
+        self.engine = pipeline.engine
+        self.view = pipeline.view
+        self.registry = registry
+        self.name = name
+        self.stopping = False
+        self.payload_bytes_max = payload_bytes_max
+
+    # ------------------------------------------------------------ may this instance answer?
+
+    def lane_of(self, id: str) -> Lane:
+        """The lane of a command; raises its refusal while it does not act (starting, no owner, log unavailable)."""
+        return _acting(self.pipeline.lanes[partition_of(id, len(self.pipeline.lanes))])
+
+    def first_lane(self) -> Lane:
+        """The lane that definitions are registered in; raises as `lane_of`."""
+        return _acting(self.pipeline.lanes[0])
+
+    def check_all_lanes(self) -> None:
+        """For what speaks of all commands: raises the refusal of any lane that does not act."""
+        for lane in self.pipeline.lanes:
+            _acting(lane)
+
+    def check_running(self) -> None:
+        """For what is new work."""
+        if self.stopping:
+            raise Stopping("this instance is stopping: go elsewhere, or ask again soon", retry_after_ms=1000)
+
+    # ------------------------------------------------------------ where is it, and how does it look?
+
+    def live(self, id: str) -> Command | None:
+        """The command, if it is under way; raises as `lane_of`."""
+        self.lane_of(id)
+        return self.engine.commands.get(CommandId(id))
+
+    def live_view(self, command: Command) -> CommandView:
+        return views.command_view(command, self.registry.planned(command.submitted))
+
+    def view_of(self, id: str) -> CommandView:
+        """The command as it is, under way or finished; raises UnknownCommand, and as `lane_of`."""
+        command = self.live(id)
+        if command is not None:
+            return self.live_view(command)
+        finished = self.view.get(id)
+        if finished is None:
+            raise UnknownCommand(f"no command has the id {id!r}")
+        return finished
+
+    # ------------------------------------------------------------ checks
+
+    def check_size(self, what: str, size: int) -> None:
+        limit = min(self.payload_bytes_max, self.pipeline.log.record_bytes_max // 2 - 4096)
+        if size > limit:
+            fault = f"{size} bytes, at most {limit} are allowed"
+            raise TooLarge(f"the {what} has {fault}", faults=[{"path": f"$.{what}", "fault": fault}])
+
+    def unknown_service(self, name: str) -> UnknownService:
+        known = ", ".join(sorted(self.engine.services)) or "none"
+        return UnknownService(f"no service {name!r}; configured: {known}")
+
+
+def _acting(lane: Lane) -> Lane:
+    if not lane.acting:
+        raise lane.refusal
+    return lane
+
+
+def duration(text: str | None, path: str) -> int | None:
+    """Milliseconds of a duration that a client wrote at ``path``; raises InvalidPayload."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidPayload.at(path, str(error)) from None
+
+
+def nothing(*_: Any) -> None:
+    """An Unwatch where there is nothing to leave."""

@@ -1,0 +1,72 @@
+"""What operators ask: controls of a command, breakers by hand, definitions registered."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from coordinator.engine.transitions import legal_states
+from coordinator.errors import IllegalState
+from coordinator.front.base import Base
+from coordinator.model.command import CommandView, Operation
+from coordinator.model.records import SCHEMA, Registered
+
+
+class Operations(Base):
+    """The part of the Front that interferes.  Controls and registrations answer once their record is durable."""
+
+    async def control(
+        self,
+        id: str,
+        operation: Operation,
+        *,
+        reason: str,
+        by: str,
+        step: str = "",
+        input: Any = None,
+        replace_input: bool = False,
+    ) -> CommandView:
+        command = self.live(id)
+        if command is None:
+            state = self.view_of(id).state.value
+            raise IllegalState(
+                f"{operation.value} is not legal: the command is {state}", legal_states=legal_states(operation)
+            )
+        replaced = Raw(msgspec.msgpack.encode(input)) if replace_input else None
+        for what, size in (
+            ("input", 0 if replaced is None else len(bytes(replaced))),
+            ("reason", len(reason)),
+            ("by", len(by)),
+        ):
+            self.check_size(what, size)
+        now = self.pipeline.now()
+        if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
+            self.pipeline.pump()
+            await self.pipeline.lanes[command.partition].settled()
+        return self.view_of(id)
+
+    async def set_breaker(self, service: str, state: Literal["open", "closed", "auto"]) -> dict[str, Any]:
+        found = self.engine.services.get(service)
+        if found is None:
+            raise self.unknown_service(service)
+        now = self.pipeline.now()
+        self.engine.set_breaker(found, None if state == "auto" else state, now)
+        self.pipeline.schedule()
+        return found.inspect(now)
+
+    async def register(self, name: str, version: int, content: dict[str, Any], by: str) -> bool:
+        lane = self.first_lane()
+        self.check_running()
+        print_ = self.registry.check(name, version, content)
+        if self.registry.has(name, version):
+            return False
+        encoded = Raw(msgspec.msgpack.encode(content))
+        self.check_size("definition", len(bytes(encoded)))
+        record = Registered(SCHEMA, b"", self.pipeline.now(), name, version, encoded, print_, by)
+        self.engine.register(record, 0)
+        self.pipeline.pump()
+        await lane.settled()
+        self.registry.check(name, version, content)  # another content may have been first in the log
+        return True

@@ -1,0 +1,241 @@
+"""Everything that only looks: commands, their records and events, outcomes, services, the instance itself."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from typing import Any
+
+from coordinator import outcomes
+from coordinator.engine import diagram, views
+from coordinator.errors import InvalidPayload, UnknownCommand
+from coordinator.front.base import Base, nothing
+from coordinator.front.watching import Join, Waiter
+from coordinator.model.command import FINAL, CommandView, State
+from coordinator.model.ids import CommandId, parse_position, partition_of, position
+from coordinator.transport.base import CommandPage, Event, OutcomeItem, Unwatch, Watcher
+from coordinator.view import matches
+from coordinator.wire.codec import decode
+
+LIST_MAX = 1000
+_NOT_TOLD = ("Finished", "Control", "Timer", "Signal")  # kinds of record that are no event of their own
+
+
+class Queries(Base):
+    """The part of the Front that changes nothing."""
+
+    # ------------------------------------------------------------ one command
+
+    async def get(self, id: str, wait_ms: int = 0) -> CommandView:
+        view = self.view_of(id)
+        if wait_ms <= 0 or view.state in FINAL:
+            return view
+        waiter = Waiter()
+        unwatch = self.pipeline.watchers.add(id, waiter, "final")
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                return await waiter.final
+        except TimeoutError:
+            return self.view_of(id)
+        finally:
+            unwatch()
+
+    def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
+        self.view_of(id)  # what is not there is refused now, not told as an event
+        seen = -1 if after is None else self._offset(id, after)
+        return Join(self.pipeline.loop, id, watcher, lambda: self._watch(id, watcher, seen))
+
+    def _offset(self, id: str, after: str) -> int:
+        """The offset of a place in the command's own partition; raises InvalidPayload."""
+        partition, offset = parse_position(after, "$.after")
+        if partition != partition_of(id, len(self.pipeline.lanes)):
+            raise InvalidPayload.at("$.after", f"{after} is not a place of this command")
+        return offset
+
+    def _watch(self, id: str, watcher: Watcher, seen: int) -> Unwatch:
+        view = self.view_of(id)
+        for event in self._past(id, view, seen):
+            watcher(event)
+        if view.state in FINAL:
+            return nothing
+        self.pipeline.watchers.shown.setdefault(id, view.state.value)
+        return self.pipeline.watchers.add(id, watcher, "events")
+
+    def _past(self, id: str, view: CommandView, seen: int) -> list[Event]:
+        """The durable events after the offset ``seen``; the end comes always, so that nobody waits for it in vain."""
+        events = []
+        partition, records = self._records(id)
+        for offset, record in records:
+            kind = type(record).__name__
+            if offset <= seen or kind in _NOT_TOLD:
+                continue
+            place = position(partition, offset)
+            if kind == "Submitted":
+                events.append(Event("accepted", id, place, view.state.value))
+            else:
+                entry = views.history_entry(partition, offset, record)
+                events.append(Event("step", id, place, view.state.value, record=entry))
+        if view.state in FINAL:
+            events.append(Event("final", id, position(partition, records[-1][0]), view.state.value, view=view))
+        return events
+
+    def _records(self, id: str) -> tuple[int, list[tuple[int, Any]]]:
+        command = self.live(id)
+        if command is not None:
+            return command.partition, list(command.history)
+        found = self.view.records(id)
+        if found is None:
+            raise UnknownCommand(f"no command has the id {id!r}")
+        partition, records = found
+        return partition, [(offset, decode(data, partition=partition, offset=offset)) for offset, data in records]
+
+    async def history(self, id: str) -> list[dict[str, Any]]:
+        partition, records = self._records(id)
+        return [views.history_entry(partition, offset, record) for offset, record in records]
+
+    async def explain(self, id: str) -> dict[str, Any]:
+        command = self.live(id)
+        if command is None:
+            view = self.view_of(id)
+            return {
+                "id": id,
+                "state": view.state.value,
+                "since": view.finished_at,
+                "waits": [],
+                "summary": f"{view.state.value}: it has ended and waits for nothing",
+            }
+        lane = self.pipeline.lanes[command.partition]
+        owner = {"instance": self.pipeline.instance, "address": self.pipeline.address, "epoch": lane.epoch}
+        slots = (len(self.engine.slots), self.engine.settings.max_commands)
+        return views.explain(command, self.pipeline.now(), owner=owner, slots=slots)
+
+    async def diagram(self, id: str) -> str:
+        command = self.live(id)
+        submitted = self._records(id)[1][0][1] if command is None else command.submitted
+        return diagram.of_command(self.view_of(id), self.registry.definition_of(submitted))
+
+    # ------------------------------------------------------------ many commands
+
+    async def list_commands(
+        self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None
+    ) -> CommandPage:
+        self.check_all_lanes()
+        if state is not None and state not in {each.value for each in State}:
+            raise InvalidPayload.at("?state", f"one of {', '.join(each.value for each in State)}")
+        if not 1 <= limit <= LIST_MAX:
+            raise InvalidPayload.at("?limit", f"1 to {LIST_MAX}")
+        before = _parse_cursor(cursor)
+        found = self.view.newest(state=state, type=type, attributes=attributes, limit=limit + 1, before=before)
+        live = sorted(
+            (
+                (command.submitted.at, command.id)
+                for command in self.engine.commands.values()
+                if (before is None or (command.submitted.at, command.id) < before)
+                and (state is None or command.state == state)
+                and (type is None or command.submitted.type == type)
+            ),
+            reverse=True,
+        )
+        for at, id in live:
+            view = self.live_view(self.engine.commands[id])
+            if matches(view, None, None, attributes):
+                found.append((at, view))
+                if len(found) > 2 * limit + 2:
+                    break
+        found.sort(key=lambda item: (item[0], item[1].id), reverse=True)
+        page = found[:limit]
+        more = len(found) > limit
+        return CommandPage([view for _, view in page], _cursor(page[-1][0], page[-1][1].id) if more else None)
+
+    async def dead_letters(self) -> list[dict[str, Any]]:
+        self.check_all_lanes()
+        return [
+            item for command in self.engine.commands.values() if command.parked for item in views.dead_letters(command)
+        ]
+
+    # ------------------------------------------------------------ services, instance, definitions
+
+    def outcomes(self, service: str, start: str | None, follow: bool) -> AsyncIterator[list[OutcomeItem]]:
+        if service not in self.engine.services:
+            raise self.unknown_service(service)
+        self.check_all_lanes()
+        begin = outcomes.Start(start, len(self.pipeline.lanes))
+        return outcomes.stream(self.pipeline, service, begin, follow, self._type_of)
+
+    def _type_of(self, id: str) -> str:
+        command = self.engine.commands.get(CommandId(id))
+        if command is not None:
+            return command.submitted.type
+        finished = self.view.get(id)
+        return finished.type if finished else ""
+
+    async def services(self) -> list[dict[str, Any]]:
+        now = self.pipeline.now()
+        return [service.inspect(now) for service in self.engine.services.values()]
+
+    async def cluster(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "instance": self.pipeline.instance,
+            "address": self.pipeline.address,
+            "partitions": [
+                {
+                    "partition": lane.partition,
+                    "state": "acting" if lane.acting else lane.refusal.code,
+                    "epoch": lane.epoch,
+                    "end": lane.end,
+                    "since": views.timestamp(lane.acquired_at) if lane.acquired_at else None,
+                    "owner": self.pipeline.instance if lane.acting else lane.owner[0] if lane.owner else None,
+                }
+                for lane in self.pipeline.lanes
+            ],
+            "commands": {
+                "under_way": len(self.engine.commands),
+                "slots": len(self.engine.slots),
+                "max": self.engine.settings.max_commands,
+            },
+        }
+
+    async def definition(self, name: str, version: int | None) -> dict[str, Any]:
+        return self.registry.content(name, version)
+
+    async def definitions(self) -> list[dict[str, Any]]:
+        return self.registry.listing()
+
+    async def definition_diagram(self, name: str, version: int) -> str:
+        return diagram.of_definition(self.registry.definition(name, version))
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        waiting = [lane for lane in self.pipeline.lanes if not lane.acting]
+        if self.stopping:
+            return False, {"ready": False, "code": "stopping", "why": "this instance is stopping"}
+        details: dict[str, Any] = {"ready": not waiting}
+        if waiting:
+            details |= {"code": waiting[0].refusal.code, "why": waiting[0].refusal.detail}
+        details["partitions"] = {str(lane.partition): lane.refusal.detail for lane in waiting}
+        return not waiting, details
+
+
+# ---------------------------------------------------------------- cursors
+
+
+_TIME_MAX = 1 << 62  # what SQLite can compare with
+
+
+def _cursor(at: int, id: str) -> str:
+    """Where a page ended: submission time and id of its last command, in a form that says "do not build these"."""
+    return base64.urlsafe_b64encode(f"{at}/{id}".encode()).decode()
+
+
+def _parse_cursor(cursor: str | None) -> tuple[int, str] | None:
+    if cursor is None:
+        return None
+    try:
+        at, slash, id = base64.urlsafe_b64decode(cursor.encode()).decode().partition("/")
+        if not slash or not 0 <= int(at) < _TIME_MAX:
+            raise ValueError
+        return int(at), id
+    except (ValueError, binascii.Error):
+        raise InvalidPayload.at("?cursor", "not a cursor that a list has given") from None
