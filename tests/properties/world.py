@@ -16,13 +16,13 @@ from random import Random
 from typing import Any
 
 import msgspec
-from coordinator.engine.registry import Registry
 from msgspec.structs import force_setattr
 
 import coordinator
 from coordinator import App, Retry, Saga, StepFailed
 from coordinator.admission.gate import Request as GateRequest
 from coordinator.engine.engine import Engine
+from coordinator.engine.registry import Registry
 from coordinator.engine.state import Command
 from coordinator.model.call import Answer, Call, Request, Verdict
 from coordinator.model.ids import CommandId
@@ -38,19 +38,23 @@ from coordinator.model.records import (
     Timer,
     raw,
 )
-from coordinator.model.settings import EngineSettings, ServiceSettings
+from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 
 SERVICES = ("stock", "payments", "shipping")
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A random saga: a step, a sequence or a fork; ``catches`` makes a sequence swallow a failed step of its own."""
+    """A random saga: a step, a sequence or a fork; ``catches`` makes a sequence swallow a failed step of its own.
+
+    ``patience`` is a step's `give_up_after`.
+    """
 
     kind: str
     name: str = ""
     service: str = "stock"
     undoable: bool = True
     attempts: int = 1
+    patience: str | None = None
     parts: tuple[Node, ...] = ()
     catches: bool = False
 
@@ -71,6 +75,7 @@ async def walk(node: Node, saga: Saga) -> Any:
             Request(service=node.service, path=f"/{node.name}"),
             undo=Request(service=node.service, path=f"/{node.name}/undo") if node.undoable else None,
             retry=Retry(attempts=node.attempts, first="10ms", max="50ms"),
+            give_up_after=node.patience,
         )
     if node.kind == "fork":
         return await saga.all(*(walk(part, saga) for part in node.parts))
@@ -124,8 +129,9 @@ class Ledger:
         return _LOST if play == "lost" else self.answers[call.key]
 
     def _retryable(self, call: Call) -> bool:
-        """Refusals of steps with attempts left are not remembered: the next attempt may go through."""
-        return bool(self.script.get(call.key))
+        """Refusals of steps with attempts left are not remembered: the next attempt may go through.  Nor are those of
+        undos: a person sees to it and asks again."""
+        return call.undo or bool(self.script.get(call.key))
 
     def _effect(self, call: Call) -> None:
         if not call.undo:
@@ -150,7 +156,7 @@ class World:
     """One partition, one process at a time.
 
     ``choose(n, what)`` returns 0..n-1 and decides everything that is open; ``crashes`` is how often the process may
-    die.
+    die; in a ``slow`` world time passes between a call and its answer.
     """
 
     def __init__(
@@ -160,8 +166,12 @@ class World:
         script: dict[str, list[str]] | None = None,
         crashes: int = 0,
         settings: EngineSettings | None = None,
+        breaker: BreakerSettings | None = None,
+        slow: bool = False,
     ) -> None:
+        self.slow = slow
         self.choose = choose
+        self.breaker = breaker or BreakerSettings()
         self.ledger = Ledger(script or {})
         self.crashes = crashes
         self.settings = settings or EngineSettings()
@@ -188,7 +198,7 @@ class World:
         """A fresh engine that has folded a prefix of the log."""
         app = App()
         app.command()(Tree)
-        services = {name: ServiceSettings(name=name) for name in SERVICES}
+        services = {name: ServiceSettings(name=name, breaker=self.breaker) for name in SERVICES}
         engine = Engine(self.settings, services, Registry(app, dict.fromkeys(SERVICES, "http")), Random(7))
         for offset, record in enumerate(self.log[:length]):
             engine.apply(0, offset, record)
@@ -246,6 +256,9 @@ class World:
             self.ledger.call(self.ghosts.pop(self.choose(len(self.ghosts), "which ghost?")))
             return True
         if self.flying:
+            if self.slow and self.choose(5, "how long do the answers take?") == 4:
+                self.now += 200
+                return True
             call, _ = self.flying.pop(self.choose(len(self.flying), "which call arrives?"))
             self.may_crash("before a call arrives")
             answer = self.ledger.call(call)
@@ -266,6 +279,8 @@ class World:
         command = engine.commands.get(call.command)
         wanted = command.work.get(call.step) if command else None
         assert wanted is not None, f"{call.step} was called without a durable reason"
+        assert command is not None
+        assert not command.paused, f"{call.step} was called while the command is paused"
         assert wanted.undo is call.undo
 
     def settle(self, turns: int = 5_000) -> None:
@@ -336,6 +351,8 @@ def fold_of(command: Command) -> dict[str, Any]:
     return {
         "steps": {name: {slot: getattr(step, slot) for slot in step.__slots__} for name, step in command.steps.items()},
         "trail": [(name, at, type(answer).__name__) for name, at, answer in command.trail],
+        "standing": command.standing,
+        "dead_letters": command.dead_letters,
         "contrary": command.contrary,
         "poison": command.poison,
         "paused": command.paused,
