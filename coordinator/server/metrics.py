@@ -23,6 +23,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from coordinator.transport.base import Traffic
+
 TYPES_MAX = 200
 OTHER = "other"
 
@@ -105,9 +107,7 @@ class Metrics(Collector):
         self._log_end: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
         self._replay_seconds = 0.0
-        self._connections: dict[str, int] = defaultdict(int)
-        self._connections_opened: dict[str, int] = defaultdict(int)
-        self._requests: dict[str, int] = defaultdict(int)
+        self._traffic: dict[str, Traffic] = {}
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -160,18 +160,9 @@ class Metrics(Collector):
         self._log_end[partition] = epoch + 1
         self._replay_seconds += seconds
 
-    def connected(self, transport: str) -> None:
-        """A client connected by ``http``, ``grpc`` or ``tcp``."""
-        self._connections[transport] += 1
-        self._connections_opened[transport] += 1
-
-    def disconnected(self, transport: str) -> None:
-        """A connection of a client has ended."""
-        self._connections[transport] -= 1
-
-    def requested(self, transport: str) -> None:
-        """A request was read."""
-        self._requests[transport] += 1
+    def traffic(self, transport: str, *, sees_connections: bool = True) -> Traffic:
+        """What the listener ``http``, ``grpc`` or ``tcp`` counts into."""
+        return self._traffic.setdefault(transport, Traffic(sees_connections=sees_connections))
 
     def _bounded(self, type: str) -> str:
         if type in self._types:
@@ -209,9 +200,13 @@ class Metrics(Collector):
         yield _counter(
             "replay_seconds", "Time spent reading the log at start or take-over.", (), {(): self._replay_seconds}
         )
-        yield _counter("connections_opened", "Connections of clients.", ("transport",), self._connections_opened)
-        yield _counter("requests", "Requests of clients.", ("transport",), self._requests)
-        yield _gauge("connections", "Connections of clients now.", ("transport",), self._connections)
+        seen = {name: traffic for name, traffic in self._traffic.items() if traffic.sees_connections}
+        opened = {name: traffic.opened for name, traffic in seen.items()}
+        yield _counter("connections_opened", "Connections of clients.", ("transport",), opened)
+        requests = {name: traffic.requests for name, traffic in self._traffic.items()}
+        yield _counter("requests", "Requests of clients.", ("transport",), requests)
+        now = {name: traffic.connections for name, traffic in seen.items()}
+        yield _gauge("connections", "Connections of clients now.", ("transport",), now)
 
     def _histograms(self) -> Iterator[Metric]:
         calls = HistogramMetricFamily(

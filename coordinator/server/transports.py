@@ -92,7 +92,8 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
             ping_interval_ms=max(1, int(limits.idle_timeout) // 3),
         )
         identity = Identity(instance=instance, group=config.coordinator.name)
-        return TcpServer(front, host=host, port=port, settings=tcp, identity=identity)
+        traffic = metrics.traffic(name)
+        return TcpServer(front, host=host, port=port, settings=tcp, identity=identity, traffic=traffic)
     if name == "http":
         from coordinator.transport.http import HttpServer, HttpSettings
 
@@ -105,7 +106,13 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
             idle_timeout_ms=int(limits.idle_timeout),
         )
         return HttpServer(
-            front, host=host, port=port, settings=http, registry=metrics.registry, name=config.coordinator.name
+            front,
+            host=host,
+            port=port,
+            settings=http,
+            registry=metrics.registry,
+            name=config.coordinator.name,
+            traffic=metrics.traffic(name),
         )
     from coordinator.transport.grpc import GrpcServer, GrpcSettings
 
@@ -114,7 +121,8 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
         connection_calls_max=limits.in_flight,
         idle_ms=int(limits.idle_timeout),
     )
-    return GrpcServer(front, host=host, port=port, settings=grpc)
+    traffic = metrics.traffic(name, sees_connections=False)
+    return GrpcServer(front, host=host, port=port, settings=grpc, traffic=traffic)
 
 
 def _reachable(host: str) -> str:

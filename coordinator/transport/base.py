@@ -59,6 +59,30 @@ class CommandPage(Struct, frozen=True):
     next_cursor: str | None
 
 
+class Traffic:
+    """What the clients of one listener do, in plain counts: the listener adds, ``/metrics`` reads.
+
+    ``opened`` counts connections ever, ``connections`` those open now, ``requests`` what was read and taken for one.
+    ``sees_connections``: whether the listener is told of connections at all (gRPC's are its library's own affair).
+    """
+
+    __slots__ = ("connections", "opened", "requests", "sees_connections")
+
+    def __init__(self, *, sees_connections: bool = True) -> None:
+        self.sees_connections = sees_connections
+        self.opened = self.connections = self.requests = 0
+
+    def connected(self) -> None:
+        self.opened += 1
+        self.connections += 1
+
+    def disconnected(self) -> None:
+        self.connections -= 1
+
+    def requested(self) -> None:
+        self.requests += 1
+
+
 class Front(Protocol):
     """All that a client can ask; every method raises CoordinatorError and nothing else.
 

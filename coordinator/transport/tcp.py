@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, cast
 
 from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
-from coordinator.transport.base import Event, Front, Unwatch
+from coordinator.transport.base import Event, Front, Traffic, Unwatch
 from coordinator.transport.tcp_requests import HANDLERS
 from coordinator.wire.connection import Connection, Gone, Identity, Received, TcpSettings
 from coordinator.wire.frames import (
@@ -69,11 +69,13 @@ class TcpServer:
         settings: TcpSettings | None = None,
         identity: Identity | None = None,
         ssl: ssl_module.SSLContext | None = None,
+        traffic: Traffic | None = None,
         clock: Callable[[], int] = monotonic_ms,
     ) -> None:
         self.front = front
         self.settings = settings or TcpSettings()
         self.identity = identity or Identity()
+        self.traffic = traffic or Traffic()
         self.clock = clock
         self.draining = False
         self._host, self._port, self._ssl = host, port, ssl
@@ -142,6 +144,7 @@ class TcpServer:
     def joined(self, peer: _Peer) -> str | None:
         """Counts a new connection in; returns why it must go, if so."""
         self._peers.add(peer)
+        self.traffic.connected()
         limit = self.settings.connections_max
         return f"{limit} connections are open, which is the limit" if len(self._peers) > limit else None
 
@@ -151,6 +154,7 @@ class TcpServer:
 
     def left(self, peer: _Peer) -> None:
         self._peers.discard(peer)
+        self.traffic.disconnected()
         if not self._peers:
             self._empty.set()
         self.settled()
@@ -250,6 +254,7 @@ class _Peer(asyncio.Protocol):
         self._rearm()
 
     def _submit(self, frame: Submit) -> None:
+        self._server.traffic.requested()
         seq = frame.seq
         if self._server.draining:
             self._connection.fail(seq, self._stopping())
@@ -265,6 +270,7 @@ class _Peer(asyncio.Protocol):
             self._connection.fail(seq, Internal())
 
     def _request(self, frame: Request) -> None:
+        self._server.traffic.requested()
         try:
             params = read_params(frame)
             work: Callable[[], Awaitable[None]]

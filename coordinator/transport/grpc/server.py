@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2 as reflected
 
 from coordinator.errors import StartupError
-from coordinator.transport.base import Front
+from coordinator.transport.base import Front, Traffic
 from coordinator.transport.grpc import health, service
 from coordinator.transport.grpc.settings import GrpcSettings
 from coordinator.transport.streams import FAREWELL_MS
@@ -30,18 +30,24 @@ class GrpcServer:
         port: int,
         settings: GrpcSettings | None = None,
         credentials: grpc.ServerCredentials | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self._front = front
         self._host, self._port = host, port
         self._settings = settings or GrpcSettings()
         self._credentials = credentials
-        self._service = service.Service(front, self._settings)
+        self._traffic = traffic or Traffic(sees_connections=False)
+        self._service = service.Service(front, self._settings, self._traffic)
         self._draining = False
         self._server: Any = None
 
     async def start(self) -> None:
         """Listens.  Raises StartupError where the address cannot be had."""
-        server = grpc.aio.server(options=_options(self._settings), maximum_concurrent_rpcs=self._settings.calls_max)
+        server = grpc.aio.server(
+            interceptors=(Counting(self._traffic),),
+            options=_options(self._settings),
+            maximum_concurrent_rpcs=self._settings.calls_max,
+        )
         server.add_generic_rpc_handlers(tuple(self._handlers()))
         host = f"[{self._host}]" if ":" in self._host else self._host
         target = f"{host}:{self._port}"
@@ -91,6 +97,17 @@ class GrpcServer:
             grpc.method_handlers_generic_handler(health.NAME, checks.handlers()),
             *(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": reflect}) for name in REFLECTION),
         ]
+
+
+class Counting(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Counts every call; what comes on a session counts as well (`session`)."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._traffic = traffic
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self._traffic.requested()
+        return await continuation(details)
 
 
 def _options(settings: GrpcSettings) -> list[tuple[str, int]]:

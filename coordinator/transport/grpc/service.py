@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from coordinator.errors import InvalidPayload
 from coordinator.model.command import Operation
-from coordinator.transport.base import Front
+from coordinator.transport.base import Front, Traffic
 from coordinator.transport.grpc import messages
 from coordinator.transport.grpc.calls import Context, both_streams, server_stream, unary
 from coordinator.transport.grpc.session import Session
@@ -27,8 +27,9 @@ _CONTROLS: Final = tuple(str(each) for each in Operation if each is not Operatio
 class Service:
     """The handlers; ``handlers`` is what grpc is given."""
 
-    def __init__(self, front: Front, settings: GrpcSettings) -> None:
+    def __init__(self, front: Front, settings: GrpcSettings, traffic: Traffic) -> None:
         self._front = front
+        self._traffic = traffic
         self._settings = settings
         self.streams = Streams(settings.streams_max)
 
@@ -138,7 +139,7 @@ class Service:
             self.streams.discard(watch)
 
     async def session(self, context: Context) -> None:
-        session = Session(self._front, self._settings, context)
+        session = Session(self._front, self._settings, self._traffic, context)
         self.streams.add(session)
         try:
             await session.run()

@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio  # type: ignore[import-untyped]
 
 from coordinator.errors import CoordinatorError, InvalidPayload, LimitReached, Unavailable
-from coordinator.transport.base import Event, Front, Unwatch
+from coordinator.transport.base import Event, Front, Traffic, Unwatch
 from coordinator.transport.grpc import messages
 from coordinator.transport.grpc.calls import Context, parse
 from coordinator.transport.grpc.settings import GrpcSettings
@@ -26,8 +26,9 @@ from coordinator.transport.streams import ends, stopping
 class Session:
     """One stream of `Coordinator.Session`."""
 
-    def __init__(self, front: Front, settings: GrpcSettings, context: Context) -> None:
+    def __init__(self, front: Front, settings: GrpcSettings, traffic: Traffic, context: Context) -> None:
         self._front = front
+        self._traffic = traffic
         self._settings = settings
         self._context = context
         self._open: dict[int, Unwatch] = {}
@@ -69,6 +70,7 @@ class Session:
         self._wake.set()
 
     def _take(self, request: pb.SessionRequest) -> None:
+        self._traffic.requested()
         seq = request.seq
         if seq == 0 or seq in self._open:
             raise InvalidPayload.at("$.seq", "above 0, and not that of an unfinished submission of this session")

@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from coordinator.errors import CoordinatorError, Malformed, Unavailable
+from coordinator.transport.base import Traffic
 from coordinator.transport.http import problem
 from coordinator.transport.http.problem import Headers, HttpError
 from coordinator.transport.http.settings import HttpSettings
@@ -48,10 +49,15 @@ class Phase(Enum):
 
 
 class Listener(ServerState):
-    """What the connections of one listener share."""
+    """What the connections of one listener share.
 
-    draining = False
-    """Whether every answer ends its connection, so that clients move elsewhere."""
+    ``draining``: whether every answer ends its connection, so that clients move elsewhere.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+        self.draining = False
 
 
 class Connection(HttpToolsProtocol):
@@ -164,6 +170,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.listener.traffic.connected()
         self._exit = Exit(self, transport)
         if len(self.connections) > self.settings.connections_max and not self._evict():
             self._refuse(Unavailable("all connections are in use", retry_after_ms=1000))
@@ -178,6 +185,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.listener.traffic.disconnected()
         self.pipeline.clear()
         if self._task is not None:  # nobody is left to answer; what was submitted goes on without it
             self._task.cancel()
@@ -277,6 +285,7 @@ class Connection(HttpToolsProtocol):
             self._become_idle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.listener.traffic.requested()
         # As uvicorn's, and remembers the task so that it can end with its client.
         self.streaming = False
         self._answering = cycle

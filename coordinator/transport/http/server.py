@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from uvicorn.config import Config
 
 from coordinator.errors import StartupError
-from coordinator.transport.base import Front
+from coordinator.transport.base import Front, Traffic
 from coordinator.transport.http import openapi
 from coordinator.transport.http.application import Application
 from coordinator.transport.http.connection import Connection, Listener
@@ -43,12 +43,13 @@ class HttpServer:
         registry: CollectorRegistry | None = None,
         ssl: tls.SSLContext | None = None,
         name: str = "coordinator",
+        traffic: Traffic | None = None,
     ) -> None:
         self._host, self._port, self._ssl = host, port, ssl
         self._settings = settings or HttpSettings()
         self._resources = Resources(front, self._settings, registry or CollectorRegistry(), name)
         self._application = Application(ROUTES, self._resources, self._settings)
-        self._state = Listener()
+        self._state = Listener(traffic or Traffic())
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 

@@ -81,15 +81,19 @@ def test_appends_and_replays_are_measured() -> None:
 
 
 def test_connections_go_up_and_down() -> None:
-    """Open ones are a gauge, opened ones a counter."""
+    """Open ones are a gauge, opened ones a counter; a listener that cannot see its connections shows none."""
     metrics = Metrics()
-    metrics.connected("tcp")
-    metrics.connected("tcp")
-    metrics.disconnected("tcp")
-    metrics.requested("tcp")
+    tcp, grpc = metrics.traffic("tcp"), metrics.traffic("grpc", sees_connections=False)
+    tcp.connected()
+    tcp.connected()
+    tcp.disconnected()
+    tcp.requested()
+    grpc.requested()
     assert value(metrics, "coordinator_connections", transport="tcp") == 1
     assert value(metrics, "coordinator_connections_opened_total", transport="tcp") == 2
     assert value(metrics, "coordinator_requests_total", transport="tcp") == 1
+    assert value(metrics, "coordinator_requests_total", transport="grpc") == 1
+    assert ("coordinator_connections", frozenset({("transport", "grpc")})) not in scrape(metrics)
 
 
 def test_what_stands_now_is_asked_at_each_scrape() -> None:
