@@ -3,6 +3,7 @@
 Checks a request, asks the pipeline, shows the answer.  One module a concern, all standing on `base.Base`:
 
     intake       submissions: checked, admitted or refused, watched to their end
+    patience     those that would rather wait than be refused
     queries      everything that only looks
     operations   controls, breakers, definitions
     watching     the watchers behind them: who awaits, who joins late

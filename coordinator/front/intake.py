@@ -15,6 +15,7 @@ from coordinator.admission.gate import Decision, Request
 from coordinator.engine.registry import Resolved, fingerprint
 from coordinator.errors import CoordinatorError, InvalidPayload, UnknownType
 from coordinator.front.base import Base, duration, nothing
+from coordinator.front.patience import Patient
 from coordinator.front.watching import Join, Waiter, second
 from coordinator.model.command import FINAL, CommandView, Submission
 from coordinator.model.ids import CommandId, command_id, new_command_id
@@ -33,7 +34,16 @@ class Intake(Base):
     """The part of the Front that takes new work."""
 
     def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
-        """Admits or raises; see Front."""
+        """Admits or raises; see Front.  With ``admit_within`` a watcher is told later what would be raised now."""
+        within = duration(submission.admit_within, "$.admit_within")
+        try:
+            return self._submit(submission, watcher, want)
+        except CoordinatorError as error:
+            if not within or watcher is None or not error.retryable or self.stopping:
+                raise
+            return self._wait_for_admission(submission, watcher, want, error, within)
+
+    def _submit(self, submission: Submission, watcher: Watcher | None, want: Want) -> tuple[str, Unwatch]:
         try:
             id, decision = self._admit(submission)
         except CoordinatorError as error:
@@ -44,6 +54,16 @@ class Intake(Base):
             self.pipeline.metrics.submitted(submission.type or "definition")
             self.pipeline.schedule()
         return id, unwatch
+
+    def _wait_for_admission(
+        self, submission: Submission, watcher: Watcher, want: Want, error: CoordinatorError, within_ms: int
+    ) -> tuple[str, Unwatch]:
+        id = submission.id or new_command_id()
+        same = msgspec.structs.replace(submission, id=id)
+        loop = self.pipeline.loop
+        patient = Patient(loop, id, watcher, lambda: self._submit(same, watcher, want)[1])
+        patient.refused(error, loop.time() + within_ms / 1000)
+        return id, patient
 
     def _watched(self, id: CommandId, decision: Decision, watcher: Watcher, want: Want) -> Unwatch:
         """Registers the submitter; who attaches is told at once what those before have been told already."""
@@ -134,25 +154,13 @@ class Intake(Base):
     # ------------------------------------------------------------ waiting
 
     async def submit_and_wait(self, submission: Submission, wait_ms: int) -> tuple[CommandView, bool]:
-        """See Front; with ``admit_within`` a refusal for want of a slot, or a suspension, is waited out that long."""
+        """See Front."""
         waiter = Waiter()
-        id, unwatch = await self._submit_within(submission, waiter)
+        id, unwatch = self.submit(submission, waiter, "final")
         try:
             return await self._waited(waiter, id, wait_ms)
         finally:
             unwatch()
-
-    async def _submit_within(self, submission: Submission, waiter: Waiter) -> tuple[str, Unwatch]:
-        within = duration(submission.admit_within, "$.admit_within") or 0
-        until = self.pipeline.loop.time() + within / 1000
-        while True:
-            try:
-                return self.submit(submission, waiter, "final")
-            except CoordinatorError as error:
-                left = until - self.pipeline.loop.time()
-                if not error.retryable or left <= 0 or self.stopping:
-                    raise
-                await asyncio.sleep(min(left, (error.retry_after_ms or 100) / 1000, 0.25))
 
     async def _waited(self, waiter: Waiter, id: str, wait_ms: int) -> tuple[CommandView, bool]:
         await waiter.accepted
