@@ -46,7 +46,7 @@ check: $(READY)
 	@$(BIN)/mypy
 
 fast: $(READY)
-	@$(BIN)/pytest -q tests/unit tests/properties tests/scenarios
+	@$(BIN)/pytest -q tests/unit tests/properties
 
 fuzz: $(READY)
 	@$(BIN)/pytest -q tests/fuzz
