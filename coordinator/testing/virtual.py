@@ -175,10 +175,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             for _ in range(3):  # a task may refuse its first cancellation, to close what it has opened
                 for task in asyncio.all_tasks(self):
                     task.cancel()
-                for _ in range(_BURIAL_TURNS):
-                    if not self._busy and not self._timers:
-                        break
-                    self._turn()
+                with contextlib.suppress(Deadlock):
+                    for _ in range(_BURIAL_TURNS):
+                        self._turn()
         self._closed = True
 
     # ------------------------------------------------------------ what asyncio asks of a loop

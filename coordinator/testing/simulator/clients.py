@@ -1,0 +1,212 @@
+"""Those who use the daemon: clients that want their commands done, operators who interfere, and one who repairs.
+
+A client follows the contract: it makes its own id, and on a lost connection or a retryable error it sends the same
+request again, to any instance, until it knows the end.  A client has patience enough to notice a forgotten waiter: as
+long as its connection stands it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
+from coordinator.errors import CoordinatorError
+from coordinator.front import CoordinatorFront
+from coordinator.model.command import FINAL, CommandView, Operation, Submission
+from coordinator.testing.simulator.plan import Order
+from coordinator.testing.simulator.process import Gone, Process
+from coordinator.transport.base import Event, Want
+
+if TYPE_CHECKING:
+    from coordinator.testing.simulator.world import World
+
+_FOR_EVER = 10_000.0
+
+
+class Client:
+    """One client with one command."""
+
+    def __init__(self, world: World, order: Order) -> None:
+        self.world = world
+        self.order = order
+        self.name = f"client {order.number}"
+        self.accepted = False
+        self.waits_at = "home"  # for the report, should it never come back
+
+    @property
+    def submission(self) -> Submission:
+        order = self.order
+        return Submission(id=order.id, type="Tree", payload=order.payload, timeout=order.timeout)
+
+    async def run(self) -> None:
+        """Ends when the client knows its command's end, or has left."""
+        world, random = self.world, self.world.random
+        await asyncio.sleep(self.order.at)
+        while not (self.accepted and self.order.style == "leaves"):
+            process = world.any_process()
+            if process is None:
+                await asyncio.sleep(0.2)
+                continue
+            self.waits_at = process.name
+            try:
+                view = await process.ask(self._once, random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
+            except Gone as gone:
+                world.note(self.name, "gone", str(gone))
+                await asyncio.sleep(random.uniform(0, 0.3))
+            except CoordinatorError as error:
+                world.note(self.name, "refused", error.code)
+                world.judge.hold(error.retryable, f"{self.name} was refused for good: {error!r}")
+                await asyncio.sleep((error.retry_after_ms or 100) / 1000 * random.uniform(0.5, 1.5))
+            else:
+                self.accepted = True
+                world.judge.answered(self.name, view)
+                world.note(self.name, "got", view.state.value)
+                if view.state in FINAL:
+                    break
+                await asyncio.sleep(random.uniform(0, 0.5))
+
+    async def _once(self, front: CoordinatorFront) -> CommandView:
+        """One request, on the daemon's side; the style says which."""
+        id, random, style = self.order.id, self.world.random, self.order.style
+        if style == "watches":
+            return await self._watch(front)
+        if style == "polls" and self.accepted and random.random() < 0.7:
+            return await front.get(id, random.choice((0, 500, 100_000)))
+        wait_ms = 0 if style in ("polls", "leaves") else random.choice((50, 100_000_000))
+        self._before(front)
+        view, _ = await front.submit_and_wait(self.submission, wait_ms)
+        return view
+
+    def _before(self, front: CoordinatorFront) -> None:
+        """The limit is judged right after a submission: here, with the next callback."""
+        process = next((each for each in self.world.living() if each.front is front), None)
+        if process is not None:
+            reserved = len(process.engine.reserved)
+            self.world.loop.call_soon(self._judge_limit, process, reserved)
+
+    def _judge_limit(self, process: Process, reserved: int) -> None:
+        if len(process.engine.reserved) > reserved:
+            self.world.judge.admitted(process)
+
+    async def _watch(self, front: CoordinatorFront) -> CommandView:
+        """As TCP does it: a watcher that is called, and unwatched when the connection breaks."""
+        random, loop = self.world.random, self.world.loop
+        end: asyncio.Future[CommandView] = loop.create_future()
+        seen: list[int] = []
+
+        def watcher(event: Event) -> None:
+            self.world.judge.told(self.name, event)
+            if event.kind == "step":
+                place = int(event.position.partition(":")[2])
+                self.world.judge.hold(not seen or seen[-1] < place, f"{self.name} was told steps out of order")
+                seen.append(place)
+            if end.done():
+                return
+            if event.kind == "error":
+                end.set_exception(event.error or CoordinatorError())
+            elif event.kind == "final" and event.view is not None:
+                end.set_result(event.view)
+
+        if self.accepted and random.random() < 0.3:
+            unwatch = front.watch(self.order.id, watcher)
+        else:
+            want: Want = random.choice(("final", "events", "events"))
+            self._before(front)
+            _, unwatch = front.submit(self.submission, watcher, want)
+        try:
+            return await end
+        finally:
+            unwatch()
+
+
+# ---------------------------------------------------------------- operators
+
+
+async def operators(world: World) -> None:
+    """Now and then somebody interferes with a command, or looks at it; refusals are fine, anything else is not."""
+    random = world.random
+    orders = world.plan.orders
+    while orders:
+        await asyncio.sleep(random.uniform(0, 2))
+        process = world.any_process()
+        if process is None or not world.chance("operators/second"):
+            continue
+        id = random.choice(orders).id
+        try:
+            if random.random() < 0.3:
+                await process.ask(_look(id, random.randrange(8)), 2)
+            else:
+                operation = random.choices(list(Operation), (4, 4, 3, 1, 2, 1))[0]
+                world.fault(f"operator: {operation}", id)
+                await _operate(world, process, id, operation)
+        except (Gone, CoordinatorError) as refused:
+            world.note("operator", id, str(refused))
+
+
+class _look:
+    """One of the questions that change nothing."""
+
+    def __init__(self, id: str, which: int) -> None:
+        self.id = id
+        self.which = which
+
+    async def __call__(self, front: CoordinatorFront) -> None:
+        questions: list[Awaitable[object]] = []
+        match self.which:
+            case 0:
+                questions.append(front.list_commands(state=None, type=None, attributes={}, limit=5, cursor=None))
+            case 1:
+                questions.append(front.history(self.id))
+            case 2:
+                questions.append(front.explain(self.id))
+            case 3:
+                questions.append(front.diagram(self.id))
+            case 4:
+                questions.append(front.services())
+            case 5:
+                questions.append(front.cluster())
+            case 6:
+                questions.append(front.dead_letters())
+            case _:
+                async for _ in front.outcomes("stock", None, False):
+                    pass
+        for question in questions:
+            await question
+
+
+async def _operate(world: World, process: Process, id: str, operation: Operation, step: str = "") -> None:
+    """Asks for an operation; what is granted must be in the log."""
+    before = process.name
+
+    async def ask(front: CoordinatorFront) -> CommandView:
+        return await front.control(id, operation, reason="simulated", by=before, step=step)
+
+    view = await process.ask(ask, 3)
+    world.judge.granted(id, operation)
+    world.judge.answered("an operator", view)
+
+
+async def repair(world: World) -> None:
+    """When the trouble is over, somebody resumes what is paused and sees to every dead letter."""
+    while True:
+        for process in world.living():
+            try:
+                page = await process.ask(_paused, 2)
+                for view in page:
+                    await _operate(world, process, view.id, Operation.RESUME)
+                for letter in await process.ask(_letters, 2):
+                    step = str(letter["step"])
+                    operation = Operation.REQUEUE if step else Operation.CANCEL
+                    await _operate(world, process, str(letter["command_id"]), operation, step)
+            except (Gone, CoordinatorError) as refused:
+                world.note("repair", str(refused))
+        await asyncio.sleep(0.7)
+
+
+async def _paused(front: CoordinatorFront) -> list[CommandView]:
+    return (await front.list_commands(state="paused", type=None, attributes={}, limit=100, cursor=None)).commands
+
+
+async def _letters(front: CoordinatorFront) -> list[dict[str, object]]:
+    return await front.dead_letters()

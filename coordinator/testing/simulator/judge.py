@@ -1,0 +1,262 @@
+"""What must be true, whatever happens: the one place that knows the promises.
+
+The judge sees every record at the moment it lands, and folds the log by itself, in the plainest way: a record is valid
+iff the last Epoch before it has its token; a command is its first Submitted and all that follows up to its end.  With
+that it judges what the instances do as they do it, and everything once more when the world has come to rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from coordinator.model.call import Call
+from coordinator.model.command import CommandView, Operation, State
+from coordinator.model.records import (
+    CommandRecord,
+    Control,
+    Epoch,
+    Finished,
+    Outcome,
+    Record,
+    Registered,
+    Submitted,
+    Timer,
+    Undone,
+    unraw,
+)
+from coordinator.pipeline import Lane
+from coordinator.testing.simulator.plan import steps_of
+from coordinator.transport.base import Event
+from coordinator.wire.codec import decode, encode
+
+if TYPE_CHECKING:
+    from coordinator.testing.simulator.process import Process
+    from coordinator.testing.simulator.world import World
+
+_ENDED_BY_UNDOING: Final = (State.COMPENSATED, State.FAILED)
+
+
+class Violation(Exception):
+    """A promise is broken; the text says which and where."""
+
+
+class Fold:
+    """One command as the log tells it: its records that count, as (offset, record), and its end if it has one."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.records: list[tuple[int, CommandRecord]] = []
+        self.finished: Finished | None = None
+        self.contrary = False
+        self.aborted = False
+
+    def add(self, offset: int, record: CommandRecord) -> None:
+        if self.finished is not None:
+            return
+        self.records.append((offset, record))
+        if isinstance(record, Timer) or (isinstance(record, Control) and record.operation == Operation.CANCEL):
+            self.contrary = True
+        elif isinstance(record, Control) and record.operation == Operation.ABORT:
+            self.aborted = True
+        elif isinstance(record, Finished) and not self._senseless(record.state):
+            self.finished = record
+
+    def _senseless(self, state: str) -> bool:
+        """An end that a decision before it in the log has overtaken."""
+        if state == State.COMPLETED:
+            return self.contrary or self.aborted
+        return state in _ENDED_BY_UNDOING and self.aborted
+
+    def has(self, kind: type, **fields: Any) -> bool:
+        """Whether it has a record of that kind with these fields."""
+        return any(
+            isinstance(record, kind) and all(getattr(record, name) == value for name, value in fields.items())
+            for _, record in self.records
+        )
+
+    def steps(self, kind: type[Outcome] | type[Undone]) -> list[str]:
+        """The steps that have such a record, in log order, each once."""
+        return list(dict.fromkeys(record.step for _, record in self.records if isinstance(record, kind)))
+
+
+class Judge:
+    """Collects what is broken; the first one ends the run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        partitions = world.plan.partitions
+        self.token: list[bytes] = [b""] * partitions
+        self.log: list[list[tuple[Record, bool]]] = [[] for _ in range(partitions)]  # with whether it is valid
+        self.folds: dict[str, Fold] = {}
+        self.violations: list[str] = []
+        self.epochs = 0
+        self.acted = 0
+        self.resumed: dict[str, int] = {}
+
+    def hold(self, so: bool, otherwise: str) -> None:
+        """A promise: ``otherwise`` is what is told where it is broken."""
+        if not so:
+            self.violations.append(otherwise)
+            self._world.note("VIOLATION", otherwise)
+            self._world.broken.set()
+
+    # ------------------------------------------------------------ the log
+
+    def landed(self, partition: int, base: int, records: Sequence[bytes]) -> None:
+        """A batch is in the log, whoever sent it and whatever becomes of its ack."""
+        log = self.log[partition]
+        for offset, data in enumerate(records, base):
+            record = decode(data, partition=partition, offset=offset)
+            if isinstance(record, Epoch):
+                self.token[partition] = record.token
+                self.epochs += 1
+            valid = record.token == self.token[partition]
+            log.append((record, valid))
+            self._world.note("landed", partition, offset, valid, data)
+            if valid and not isinstance(record, (Epoch, Registered)):
+                self._count(partition, offset, record)
+
+    def _count(self, partition: int, offset: int, record: CommandRecord) -> None:
+        fold = self.folds.get(record.id)
+        if fold is None:
+            if not isinstance(record, Submitted):
+                self.hold(False, f"{type(record).__name__} of {record.id}, which was never submitted, at {offset}")
+                return
+            fold = self.folds[record.id] = Fold(partition)
+        else:
+            self.hold(not isinstance(record, Submitted), f"{record.id} was submitted twice, again at offset {offset}")
+            again = isinstance(record, Finished) and fold.finished is not None
+            self.hold(not again, f"{record.id} ended twice, again at offset {offset}")
+        fold.add(offset, record)
+
+    # ------------------------------------------------------------ what instances do
+
+    def acts(self, process: Process, partition: int, base: int, records: Sequence[Record]) -> None:
+        """An instance acts on a batch: it must be in the log, there, and count; then no two can contradict."""
+        log = self.log[partition]
+        for offset, record in enumerate(records, base):
+            self.acted += 1
+            there, valid = log[offset] if offset < len(log) else (None, False)
+            same = there is not None and encode(there) == encode(record)
+            what = f"{type(record).__name__} at {partition}:{offset}"
+            self.hold(same, f"{process.name} acted on a {what} that the log does not have there")
+            self.hold(valid or not same, f"{process.name} acted on a {what} that does not count")
+
+    def acquired(self, process: Process, lane: Lane) -> None:
+        """A new owner knows every command that counts below its Epoch, by all its records and no others."""
+        commands = process.engine.shards[lane.partition].commands
+        known = {id: [offset for offset, _ in command.history] for id, command in commands.items()}
+        counted = {}
+        for id, fold in self.folds.items():
+            below = [offset for offset, _ in fold.records if offset < lane.epoch]
+            ended = fold.finished is not None and fold.records[-1][0] < lane.epoch
+            if fold.partition == lane.partition and below and not ended:
+                counted[id] = below
+        for id in known.keys() | counted.keys():
+            told = f"{process.name} acquired partition {lane.partition} at {lane.epoch} with {id} as {known.get(id)}"
+            self.hold(known.get(id) == counted.get(id), f"{told}, the log has {counted.get(id)}")
+
+    def called(self, process: Process, call: Call) -> None:
+        """A call leaves: it rests on an epoch in the log, and on no end that this instance's epoch had seen."""
+        self._world.calls += 1
+        self._world.note("call", process.name, call.key, call.fence)
+        log = self.log[call.partition]
+        epoch = log[call.epoch][0] if 0 <= call.epoch < len(log) else None
+        self.hold(isinstance(epoch, Epoch), f"{process.name} called {call.key} under {call.epoch}, which is no epoch")
+        fold = self.folds.get(call.command)
+        if fold is None:
+            self.hold(False, f"{process.name} called {call.key} of a command that is not in the log")
+            return
+        ended = fold.finished is not None and fold.records[-1][0] < call.epoch
+        self.hold(not ended, f"{process.name} called {call.key} of a command that ended before its epoch")
+        service = call.request.service
+        limit = self._world.plan.max_in_flight
+        count = process.wire.in_flight(service)
+        self.hold(count <= limit, f"{process.name} has {count} calls of {service} in flight, at most {limit} may be")
+
+    def admitted(self, process: Process) -> None:
+        """A new command has joined: it had a slot."""
+        engine, limit = process.engine, self._world.plan.max_commands
+        used = sum(command.holds_slot for command in engine.commands.values()) + len(engine.reserved)
+        self.hold(used <= limit, f"{process.name} admitted a command above its limit: {used} of {limit}")
+
+    # ------------------------------------------------------------ what clients are told
+
+    def told(self, client: str, event: Event) -> None:
+        """An event came: what it says is in the log."""
+        fold = self.folds.get(event.id)
+        if event.kind == "error":
+            return
+        self.hold(fold is not None, f"{client} was told {event.kind} of {event.id}, which is not in the log")
+        if event.kind == "final" and event.view is not None:
+            self.answered(client, event.view)
+
+    def answered(self, client: str, view: CommandView) -> None:
+        """A client has got a view; a final one is the log's end of that command."""
+        fold = self.folds.get(view.id)
+        if fold is None:
+            self.hold(False, f"{client} was shown {view.id}, which is not in the log")
+            return
+        if view.finished_at is None:
+            return
+        finished = fold.finished
+        if finished is None:
+            self.hold(False, f"{client} was told that {view.id} is {view.state}, the log has no end of it")
+            return
+        same = view.state == finished.state and view.result == unraw(finished.result)
+        self.hold(same, f"{client} was told that {view.id} is {view.state}, the log says {finished.state}")
+
+    def granted(self, id: str, operation: Operation) -> None:
+        """An operator was told that what he asked for is done."""
+        fold = self.folds.get(id)
+        so = fold is not None and fold.has(Control, operation=operation.value)
+        self.hold(so, f"{operation} of {id} was granted, and the log does not have it")
+
+    # ------------------------------------------------------------ at rest
+
+    def at_rest(self) -> None:
+        """Everything once more, when all commands have ended and nothing is under way."""
+        for partition in range(self._world.plan.partitions):
+            self._owned(partition)
+        for order in self._world.plan.orders:
+            fold = self.folds.get(order.id)
+            if fold is None or fold.finished is None:
+                self.hold(False, f"{order.id} never ended")
+            else:
+                self._effects(order.id, fold, {node.name: node.undoable for node in steps_of(order.tree.root)})
+        for process in self._world.living():
+            left = process.pipeline.watchers.ids()
+            self.hold(not left, f"{process.name} has watchers that nobody waits with: {left}")
+
+    def _owned(self, partition: int) -> None:
+        owners = [
+            process.name
+            for process in self._world.living()
+            if process.pipeline.lanes[partition].acting and process.tokens.get(partition) == self.token[partition]
+        ]
+        self.hold(len(owners) == 1, f"partition {partition} is owned by {owners or 'nobody'}")
+
+    def _effects(self, id: str, fold: Fold, undoable: dict[str, bool]) -> None:
+        """Live is what is recorded and not undone; what ended by undoing has nothing left that can be undone."""
+        assert fold.finished is not None
+        state = fold.finished.state
+        ledger = self._world.ledger
+        outcomes, undone = fold.steps(Outcome), fold.steps(Undone)
+        order = [key.split("/")[1] for key in ledger.undone if key.startswith(f"{id}/")]
+        backwards = sorted(order, key=lambda step: outcomes.index(step) if step in outcomes else -1, reverse=True)
+        self.hold(order == backwards, f"{id} was undone in the order {order}, its outcomes are {outcomes}")
+        if state == State.ABORTED:
+            return  # an operator has ended it as it stood
+        live = {key.split("/")[1] for key in ledger.live if key.startswith(f"{id}/")}
+        recorded = set(outcomes) - set(undone)
+        self.hold(live == recorded, f"{id} is {state}: live {sorted(live)}, recorded and not undone {sorted(recorded)}")
+        left = {step for step in live if undoable[step]}
+        if state in _ENDED_BY_UNDOING:
+            self.hold(not left, f"{id} is {state} with live effects {sorted(left)}")
+        else:
+            self.hold(fold.aborted is False, f"{id} is {state} after an abort")
+
+    def unended(self) -> list[str]:
+        """Ids in the log whose commands have not ended."""
+        return [id for id, fold in self.folds.items() if fold.finished is None]

@@ -1,0 +1,221 @@
+"""What a seed stands for, before anything runs: the commands, what the services will say, and how bad the world is.
+
+Every part draws from a stream of its own, named after it, so that taking one thing out (`Cut`) leaves the others as they
+were: that is what makes shrinking work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.model.call import Request
+from coordinator.saga import App, CommandFailed, Retry, Saga, StepFailed
+
+SERVICES: Final = ("stock", "payments", "shipping")
+FAULTS: Final = ("crash", "pause", "log", "network", "services", "operators", "clock", "view")
+"""Kinds of trouble; a seed has some of them.  A run with all of them all the time reaches less than many that differ."""
+
+
+def stream(seed: int, *name: object) -> Random:
+    """The part of the seed's chance that belongs to ``name``."""
+    return Random("/".join(map(str, (seed, *name))))
+
+
+class Cut(Struct, frozen=True):
+    """A smaller variant of a seed's run: only these commands, not these faults, and the trouble ends at ``until`` (s)."""
+
+    commands: tuple[int, ...] | None = None
+    without: tuple[str, ...] = ()
+    until: float | None = None
+
+
+# ---------------------------------------------------------------- commands
+
+
+class Node(Struct, frozen=True):
+    """A random saga: a step, a sequence or a fork; ``catches`` makes a sequence swallow a failed step of its own."""
+
+    kind: str
+    name: str = ""
+    service: str = "stock"
+    undoable: bool = True
+    attempts: int = 1
+    give_up_after: str | None = None
+    parts: tuple[Node, ...] = ()
+    catches: bool = False
+
+
+class Tree(Struct):
+    """The command of every simulation: runs its tree by the public saga API; ``end`` says how its code ends."""
+
+    root: Node
+    end: str = "well"
+
+    async def exec(self, saga: Saga) -> Any:
+        result = await _walk(self.root, saga)
+        if self.end == "fails":
+            raise CommandFailed("the author's own reason", "simulated")
+        if self.end == "poison":
+            raise ZeroDivisionError("a mistake of the author")
+        return result
+
+
+async def _walk(node: Node, saga: Saga) -> Any:
+    if node.kind == "step":
+        return await saga.step(
+            node.name,
+            Request(service=node.service, path=f"/{node.name}"),
+            undo=Request(service=node.service, path=f"/{node.name}/undo") if node.undoable else None,
+            retry=Retry(attempts=node.attempts, first="50ms", max="200ms"),
+            give_up_after=node.give_up_after,
+        )
+    if node.kind == "fork":
+        return await saga.all(*(_walk(part, saga) for part in node.parts))
+    results = []
+    try:
+        for part in node.parts:
+            results.append(await _walk(part, saga))  # noqa: PERF401
+    except StepFailed:
+        if not node.catches:
+            raise
+    return results
+
+
+def steps_of(node: Node) -> Iterator[Node]:
+    """All steps of a tree, in the order they are written."""
+    if node.kind == "step":
+        yield node
+    for part in node.parts:
+        yield from steps_of(part)
+
+
+def app() -> App:
+    """The application that every simulated instance runs."""
+    made = App()
+    made.command()(Tree)
+    return made
+
+
+def _node(random: Random, depth: int, names: Iterator[int]) -> Node:
+    kind = "step" if depth == 0 else random.choices(("step", "sequence", "fork"), (4, 3, 2))[0]
+    if kind == "step":
+        return Node(
+            "step",
+            f"s{next(names)}",
+            random.choice(SERVICES),
+            undoable=random.random() < 0.85,
+            attempts=random.choice((1, 1, 1, 3)),
+            give_up_after=random.choice((None, None, None, None, None, "1s")),
+        )
+    parts = tuple(_node(random, depth - 1, names) for _ in range(random.randint(2, 3)))
+    return Node(kind, parts=parts, catches=kind == "sequence" and random.random() < 0.2)
+
+
+class Order(Struct, frozen=True):
+    """One client's wish: the command, when it is sent (s), how its client behaves, and its deadline if it has one."""
+
+    number: int
+    id: str
+    tree: Tree
+    at: float
+    style: str
+    timeout: str | None
+
+    @property
+    def payload(self) -> Any:
+        return msgspec.to_builtins(self.tree)
+
+
+STYLES: Final = ("waits", "watches", "polls", "leaves")
+
+
+def _order(seed: int, number: int, until: float) -> Order:
+    random = stream(seed, "order", number)
+    names = iter(range(1000))
+    root = Node("sequence", parts=tuple(_node(random, 1, names) for _ in range(random.randint(1, 3))))
+    return Order(
+        number,
+        f"c{number}-{seed}",
+        Tree(root, random.choices(("well", "fails", "poison"), (10, 1, 0.5))[0]),
+        random.uniform(0, until * 0.8),
+        random.choices(STYLES, (4, 4, 2, 1))[0],
+        random.choice((None, None, None, None, "700ms", "4s")),
+    )
+
+
+# ---------------------------------------------------------------- services' answers
+
+
+def script(seed: int, key: str, bad: float) -> list[str]:
+    """What a service says to the calls with this key, in turn, before it says yes for ever.
+
+    ``no`` refuses and may think better of it, ``never`` refuses for good, ``busy`` is 503 without effect, ``broken`` is
+    500 with it, ``void`` loses the request, ``lost`` the answer.
+    """
+    random = stream(seed, "script", key)
+    kinds = ["no", "busy", "broken", "void", "lost"] + ([] if key.endswith("/undo") else ["never"])
+    answers = []
+    while len(answers) < 3 and random.random() < bad:
+        answers.append(random.choice(kinds))
+        if answers[-1] == "never":
+            break
+    return answers
+
+
+# ---------------------------------------------------------------- the plan
+
+
+class Plan(Struct, frozen=True):
+    """All that is fixed beforehand.  ``rates`` are the odds of each fault where there may be one; 0 where it is off."""
+
+    seed: int
+    instances: int
+    partitions: int
+    orders: tuple[Order, ...]
+    until: float  # when the trouble ends (s)
+    faults: frozenset[str]
+    max_commands: int
+    max_in_flight: int
+    rates: dict[str, float]
+
+
+def plan(seed: int, cut: Cut = Cut()) -> Plan:  # noqa: B008 - frozen
+    """The plan of a seed, smaller by ``cut``."""
+    random = stream(seed, "plan")
+    instances = random.choice((1, 2, 2, 2))
+    partitions = random.choice((1, 1, 2))
+    until = random.uniform(3, 12)
+    faults = frozenset(kind for kind in FAULTS if random.random() < 0.6) - set(cut.without)
+    max_commands, max_in_flight = random.choice((2, 4, 50)), random.choice((1, 3, 64))
+    count = random.randint(2, 9)
+    rates = {name: odds * random.choice((0.3, 1, 2)) for name, odds in _ODDS.items()}
+    rates = {name: odds if name.partition("/")[0] in faults else 0.0 for name, odds in rates.items()}
+    numbers = range(count) if cut.commands is None else [each for each in range(count) if each in cut.commands]
+    orders = tuple(_order(seed, number, until) for number in numbers)
+    if cut.until is not None:
+        until = min(until, cut.until)
+    return Plan(seed, instances, partitions, orders, until, faults, max_commands, max_in_flight, rates)
+
+
+_ODDS: Final = {
+    "crash/append": 0.006,  # before it lands or after, of each append
+    "crash/call": 0.004,
+    "crash/second": 0.06,
+    "pause/second": 0.15,
+    "log/append": 0.06,
+    "log/read": 0.02,
+    "log/second": 0.04,  # of an instance being cut off from the log
+    "network/call": 0.06,  # lost, late or twice
+    "network/client": 0.05,  # connection lost
+    "network/probe": 0.05,
+    "services/answer": 0.15,
+    "services/second": 0.08,  # of a service going down
+    "operators/second": 0.8,
+    "clock/second": 0.05,
+    "view/boot": 0.2,  # the view's file is gone
+}

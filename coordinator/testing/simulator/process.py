@@ -1,0 +1,258 @@
+"""One instance of the daemon, as often as it lives: the real Pipeline, Engine, Front and View on a simulated machine.
+
+What is played is only what a process reaches by the network (log, services, clients, its peer's probe) and its clock.
+A life ends by `die`: from that moment nothing it does reaches anybody, and its connections break.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from coordinator.engine.engine import Engine
+from coordinator.engine.registry import Registry
+from coordinator.errors import CoordinatorError
+from coordinator.front import CoordinatorFront
+from coordinator.log.owned import OwnedPartition
+from coordinator.model.ids import TOKEN_BYTES
+from coordinator.model.records import Record
+from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
+from coordinator.pipeline import Lane, Pipeline, shown
+from coordinator.server.clock import Clock
+from coordinator.server.metrics import Metrics
+from coordinator.testing.simulator.plan import SERVICES, app
+from coordinator.testing.simulator.services import Wire
+from coordinator.testing.simulator.storage import DistantLog
+from coordinator.testing.virtual import Strand
+from coordinator.view import View
+
+if TYPE_CHECKING:
+    from coordinator.testing.simulator.world import World
+
+T = TypeVar("T")
+
+APPEND_TIMEOUT_MS = 1_000
+_BEGAN_NS = 1_800_000_000_000_000_000  # the date at which every simulation begins
+
+
+class Gone(Exception):
+    """The connection is lost, or nobody answers at the other end."""
+
+
+class WatchedPipeline(Pipeline):
+    """The real pipeline; the judge looks over its shoulder, and tokens come from the seed."""
+
+    process: Process
+
+    def owned_partition(self, partition: int) -> OwnedPartition:
+        token = self.process.new_token()
+        self.process.tokens[partition] = token
+        return self.process.world.owned(
+            self.log,
+            partition,
+            instance=self.instance,
+            address=self.address,
+            append_timeout_ms=self.append_timeout_ms,
+            clock=self.now,
+            token=lambda: token,
+        )
+
+    def on_acquired(self, lane: Lane, *rest: Any) -> None:
+        world = self.process.world
+        if not self.process.dead:
+            world.note("acquired", self.process.name, lane.partition, lane.epoch)
+            world.judge.acquired(self.process, lane)
+        super().on_acquired(lane, *rest)
+
+    def confirmed(self, lane: Lane, base: int, records: list[Record]) -> None:
+        if not self.process.dead:
+            self.process.world.note("acts", self.process.name, lane.partition, base, len(records))
+            self.process.world.judge.acts(self.process, lane.partition, base, records)
+        super().confirmed(lane, base, records)
+
+
+class MortalView(View):
+    """A view that can be left behind by a process that died."""
+
+    def abandon(self) -> None:
+        self._writer.close()
+        self._reader.close()
+
+
+class Process:
+    """One life of one instance."""
+
+    def __init__(self, world: World, machine: Machine, life: int) -> None:
+        self.world = world
+        self.machine = machine
+        self.name = f"{machine.name}.{life}"
+        self.strand: Strand = world.loop.strand(self.name)
+        self.dead = False
+        self.random = Random(world.random.random())
+        self.tokens: dict[int, bytes] = {}
+        self.connections: set[asyncio.Future[Any]] = set()  # what clients wait for
+        self.started: asyncio.Future[None] = world.loop.create_future()
+        self.main = world.loop.spawn(self.strand, self._run(), self.name)
+
+    def new_token(self) -> bytes:
+        return self.random.randbytes(TOKEN_BYTES)
+
+    def _build(self) -> None:
+        world, plan = self.world, self.world.plan
+        services = {
+            name: ServiceSettings(
+                name=name, max_in_flight=plan.max_in_flight, breaker=BreakerSettings(failures=3, reset_ms=300)
+            )
+            for name in SERVICES
+        }
+        settings = EngineSettings(max_commands=plan.max_commands, slow_retry_interval_ms=100, retry_jitter_ms=50)
+        registry = Registry(app(), dict.fromkeys(SERVICES, "http"))
+        self.engine = Engine(settings, services, registry, self.random)
+        self.log = DistantLog(world, self)
+        self.wire = Wire(world, self)
+        self.view = MortalView(self.machine.directory / "view.sqlite3", partial(shown, self.engine))
+        self.view.open()
+        self.pipeline = WatchedPipeline(
+            log=self.log,
+            engine=self.engine,
+            gateway=self.wire,
+            view=self.view,
+            metrics=Metrics("simulation"),
+            clock=Clock(self._wall_ns, lambda: world.loop.now_ns).now,
+            random=self.random,
+            instance=self.name,
+            address=f"{self.machine.name}:0",
+            append_timeout_ms=APPEND_TIMEOUT_MS,
+            probe=self._probe,
+        )
+        self.pipeline.process = self
+        self.front = CoordinatorFront(self.pipeline, registry, name="simulation")
+
+    def _wall_ns(self) -> int:
+        return _BEGAN_NS + self.world.loop.now_ns + self.machine.skew_ns
+
+    async def _run(self) -> None:
+        self._build()
+        self.started.set_result(None)
+        await self.pipeline.run()
+
+    async def _probe(self, address: str, instance: str) -> bool:
+        """Whether the peer answers: not when it is dead or paused, and now and then not although it is well."""
+        world = self.world
+        await asyncio.sleep(world.latency())
+        peer = next((each for each in world.living() if each.name == instance), None)
+        if peer is not None and not peer.strand.paused and not world.chance("network/probe"):
+            return True
+        if peer is not None:
+            await asyncio.sleep(1.0)
+        return False
+
+    # ------------------------------------------------------------ death
+
+    def die(self, where: str) -> None:
+        """kill -9, now: what is running goes on to the end of its callback, and reaches nobody."""
+        if self.dead:
+            return
+        self.world.fault(f"crash {where}", self.name)
+        self._end()
+        if where != "for good":
+            self.machine.restart_later()
+
+    def _end(self) -> None:
+        self.dead = True
+        self.log.crash()
+        self.world.loop.end(self.strand)
+        for reply in self.connections:
+            if not reply.done():
+                reply.set_exception(Gone("the connection broke"))
+        self.connections.clear()
+        self.world.loop.call_soon(self.view.abandon, context=self.world.strand.context)
+
+    # ------------------------------------------------------------ clients
+
+    async def ask(self, what: Callable[[CoordinatorFront], Awaitable[T]], patience: float) -> T:
+        """A client's request over a connection of its own, served on this process's strand.
+
+        Raises CoordinatorError as the front does, and Gone: the process died, or did not answer within ``patience``
+        seconds; the handler is then cancelled, as a server does that sees a connection close.
+        """
+        world = self.world
+        await asyncio.sleep(world.latency())
+        if self.dead or not self.started.done():
+            raise Gone("connection refused")
+        reply: asyncio.Future[T] = world.loop.create_future()
+        self.connections.add(reply)
+        serving = world.loop.spawn(self.strand, self._serve(what, reply))
+        try:
+            if world.chance("network/client"):
+                patience = min(patience, world.random.random())
+            async with asyncio.timeout(patience):
+                return await reply
+        except TimeoutError:
+            raise Gone("no answer") from None
+        finally:
+            self.connections.discard(reply)
+            reply.cancel()
+            world.loop.post(self.strand, serving.cancel)
+
+    async def _serve(self, what: Callable[[CoordinatorFront], Awaitable[T]], reply: asyncio.Future[T]) -> None:
+        try:
+            result = await what(self.front)
+        except CoordinatorError as error:
+            self.world.later(self.world.latency(), _settle, reply, None, error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.world.judge.hold(False, f"{self.name} answered a client with {error!r}")
+            raise
+        else:
+            self.world.later(self.world.latency(), _settle, reply, result, None)
+
+
+def _settle(reply: asyncio.Future[T], result: T | None, error: Exception | None) -> None:
+    if reply.done():
+        return
+    if error is not None:
+        reply.set_exception(error)
+    else:
+        reply.set_result(result)  # type: ignore[arg-type]
+
+
+class Machine:
+    """Where an instance lives: its disk, its clock, and the order to start it again."""
+
+    def __init__(self, world: World, name: str, directory: Path) -> None:
+        self.world = world
+        self.name = name
+        self.directory = directory
+        self.skew_ns = 0
+        self.lives = 0
+        self.process: Process | None = None
+
+    def boot(self) -> None:
+        """Starts the next life, if none is."""
+        if self.process is not None and not self.process.dead:
+            return
+        world = self.world
+        if world.chance("view/boot"):
+            world.fault("view lost", self.name)
+            for path in self.directory.glob("view.sqlite3*"):
+                path.unlink()
+        self.lives += 1
+        world.note("boot", self.name, self.lives)
+        self.process = process = Process(world, self, self.lives)
+        process.main.add_done_callback(self._ended, context=world.strand.context)
+
+    def _ended(self, main: asyncio.Task[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            error = main.exception()
+            self.world.judge.hold(False, f"{self.name} stopped by itself: {error!r}")
+
+    def restart_later(self) -> None:
+        world = self.world
+        world.later(world.random.choice((0.05, 1, 6)) * world.random.random(), self.boot)

@@ -1,0 +1,165 @@
+"""The services, with a ledger of what they did, and each process's way to them.
+
+A service follows the rules that the product asks of services: it is idempotent by key and remembers its last refusal;
+a refusal that it may revise at a later attempt it remembers for that attempt only, and then it refuses older fences
+(docs/design.md, "Fence").  What it says to a key in turn is fixed by the seed (`plan.script`).
+
+Requests and answers travel: they are lost, late and doubled, and a request may arrive long after its sender's death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from coordinator.gateway.base import Done
+from coordinator.gateway.classify import delayed, http_answer
+from coordinator.model.call import Answer, Call
+from coordinator.testing.simulator.plan import SERVICES, script
+
+if TYPE_CHECKING:
+    from coordinator.testing.simulator.process import Process
+    from coordinator.testing.simulator.world import World
+
+TIMEOUT_S: Final = 0.5
+_JSON: Final = {"content-type": "application/json"}
+
+Reply = tuple[int, bytes]  # HTTP status and body
+
+
+class Ledger:
+    """What all services did: which effects are live, in which order they were done and undone."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._scripts: dict[str, list[str]] = {}
+        self._replies: dict[str, Reply] = {}  # remembered for ever
+        self._refusals: dict[tuple[str, tuple[int, int]], Reply] = {}  # remembered for one attempt
+        self._fences: dict[str, tuple[int, int]] = {}
+        self.down: set[str] = set()
+        self.live: set[str] = set()
+        self.undone: list[str] = []
+
+    def arrives(self, call: Call) -> Reply | None:
+        """One request arrives, perhaps a late copy of one whose sender is long dead; None: no answer is sent."""
+        if call.request.service in self.down:
+            return None if self._world.random.random() < 0.3 else (503, b'"down"')
+        known = self._replies.get(call.key)
+        if known is not None:
+            return known
+        fence = (call.epoch, call.attempt)
+        if fence < self._fences.get(call.key, fence):
+            return 503, b'"an older fence"'
+        self._fences[call.key] = fence
+        refusal = self._refusals.get((call.key, fence))
+        return refusal if refusal is not None else self._play(call, fence)
+
+    def _play(self, call: Call, fence: tuple[int, int]) -> Reply | None:
+        if call.key not in self._scripts:
+            self._scripts[call.key] = script(self._world.plan.seed, call.key, self._world.plan.rates["services/answer"])
+        turns = self._scripts[call.key]
+        turn = turns.pop(0) if turns else "ok"
+        if turn in ("void", "busy"):
+            return None if turn == "void" else (503, b'"busy"')
+        if turn in ("no", "never"):
+            reply = (409, b'"refused"')
+            if turn == "never":
+                self._replies[call.key] = reply
+            else:
+                self._refusals[call.key, fence] = reply
+            return reply
+        self._effect(call)
+        reply = self._replies[call.key] = (200, f'{{"key":"{call.key}"}}'.encode())
+        return None if turn == "lost" else (500, b'"broken"') if turn == "broken" else reply
+
+    def _effect(self, call: Call) -> None:
+        judge = self._world.judge
+        self._world.note("effect", call.key)
+        if not call.undo:
+            judge.hold(call.key not in self.live, f"double effect of {call.key}")
+            self.live.add(call.key)
+            return
+        forward = call.key.removesuffix("/undo")
+        judge.hold(forward in self.live, f"{forward} was undone, but it is not live")
+        self.live.discard(forward)
+        self.undone.append(forward)
+
+
+class Wire:
+    """One process's gateway: `done` follows exactly once, later, with what came back or with a timeout."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self.under_way: dict[int, Call] = {}
+        self._sent = 0
+
+    def send(self, call: Call, done: Done) -> None:
+        world, process = self._world, self._process
+        if process.dead:
+            return
+        if world.chance("crash/call"):
+            process.die("before a call")
+            return
+        self._sent += 1
+        number = self._sent
+        self.under_way[number] = call
+        world.judge.called(process, call)
+        timeout = (call.timeout_ms or TIMEOUT_S * 1000) / 1000
+        answered = delayed("timeout", f"no answer within {timeout:g} s")
+        world.loop.call_later(timeout, self._answer, number, done, answered)
+        self._travel(number, call, done)
+        if world.chance("crash/call"):
+            process.die("after a call")
+
+    def _travel(self, number: int, call: Call, done: Done) -> None:
+        world = self._world
+        if world.chance("network/call"):
+            fate = world.random.choice(("lost", "late", "twice", "unreachable"))
+            world.fault(f"call {fate}", call.key)
+            if fate == "unreachable":
+                world.loop.call_soon(self._answer, number, done, delayed("connection", "no connection"))
+                return
+            if fate in ("late", "twice"):
+                world.later(world.random.uniform(0.05, 6), self._arrive, call, None)
+            if fate != "twice":
+                return
+        world.later(world.latency(), self._arrive, call, (number, done))
+
+    def _arrive(self, call: Call, back: tuple[int, Done] | None) -> None:
+        world = self._world
+        reply = world.ledger.arrives(call)
+        world.note("arrives", call.key, call.fence, reply)
+        if back is None or reply is None:
+            return
+        if world.chance("network/call"):
+            world.fault("answer lost", call.key)
+            return
+        status, body = reply
+        world.post_later(self._process.strand, world.latency(), self._answer, *back, http_answer(status, _JSON, body))
+
+    def _answer(self, number: int, done: Done, answer: Answer) -> None:
+        call = self.under_way.pop(number, None)
+        if call is not None and not self._process.dead:
+            done(call, answer)
+
+    def in_flight(self, service: str) -> int:
+        """Calls of a service that somebody still waits for: not those of lost partitions and ended commands."""
+        commands = self._process.engine.commands
+        count = 0
+        for call in self.under_way.values():
+            command = commands.get(call.command)
+            work = command.work.get(call.step) if command is not None else None
+            count += call.request.service == service and work is not None and work.attempt == call.attempt
+        return count
+
+
+async def breakdowns(world: World) -> None:
+    """Now and then a service goes down for a while."""
+    while True:
+        await asyncio.sleep(1)
+        for service in SERVICES:
+            if service not in world.ledger.down and world.chance("services/second"):
+                world.fault("service down", service)
+                world.ledger.down.add(service)
+                world.later(world.random.uniform(0.3, 5), world.ledger.down.discard, service)

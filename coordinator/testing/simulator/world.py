@@ -1,0 +1,337 @@
+"""One run: the machines, what goes wrong with them, and the two phases.
+
+    trouble   clients submit, operators interfere, and whatever the seed has in store goes wrong
+    healing   nothing goes wrong any more, somebody sees to what is parked: within `HEAL_S` all must have ended
+
+The trace of a run is a hash of everything that is noted, so two runs of a seed can be told to be the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, MutableMapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from msgspec import Struct
+
+from coordinator.log.memory import MemoryStorage
+from coordinator.log.owned import OwnedPartition
+from coordinator.model.command import FINAL, CommandView
+from coordinator.testing.simulator.clients import Client, operators, repair
+from coordinator.testing.simulator.judge import Judge
+from coordinator.testing.simulator.plan import Cut, Plan, plan, stream
+from coordinator.testing.simulator.process import Gone, Machine, Process
+from coordinator.testing.simulator.services import Ledger, breakdowns
+from coordinator.testing.virtual import Deadlock, VirtualLoop
+
+HEAL_S: Final = 90.0
+_LOOK_S: Final = 0.25
+
+
+class Report(Struct, frozen=True):
+    """What became of a run.  ``violations`` is empty where every promise was kept; ``trace`` is the hash of all that
+    happened; ``faults`` counts what went wrong, by kind; times are virtual seconds."""
+
+    seed: int
+    cut: Cut
+    violations: tuple[str, ...]
+    trace: str
+    seconds: float
+    callbacks: int
+    commands: int
+    ends: dict[str, int]
+    appends: int
+    calls: int
+    acted: int
+    epochs: int
+    lives: int
+    faults: dict[str, int]
+    journal: tuple[str, ...] = ()
+
+
+class World:
+    """See the module.  ``owned`` is what owns a partition: the real one, or a test's broken one."""
+
+    def __init__(self, plan: Plan, directory: Path, *, owned: type[OwnedPartition], keep_journal: bool) -> None:
+        self.plan = plan
+        self.owned = owned
+        self.random = stream(plan.seed, "run")
+        self.loop = VirtualLoop(stream(plan.seed, "order of callbacks"), self._uncaught)
+        self.strand = self.loop.strand("world")
+        self.trouble = True
+        self.travelling = 0  # messages under way
+        self.appends = 0
+        self.calls = 0
+        self.faults: Counter[str] = Counter()
+        self.journal: list[str] | None = [] if keep_journal else None
+        self._trace = blake2b(digest_size=16)
+        self.broken = asyncio.Event()
+        self.storage = MemoryStorage(plan.partitions)
+        self.ledger = Ledger(self)
+        self.judge = Judge(self)
+        self.machines = []
+        for number in range(plan.instances):
+            home = directory / f"m{number}"
+            home.mkdir()
+            self.machines.append(Machine(self, f"m{number}", home))
+        self.clients = [Client(self, order) for order in plan.orders]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ for all who play
+
+    def note(self, *what: object) -> None:
+        """Something happened: it goes into the trace."""
+        line = f"{self.loop.now_ns} {what!r}"
+        self._trace.update(line.encode())
+        if self.journal is not None:
+            self.journal.append(f"{self.loop.now_ns / 1e9:10.6f}  {'  '.join(map(str, what))}")
+
+    def fault(self, kind: str, *what: object) -> None:
+        self.faults[kind] += 1
+        self.note(kind, *what)
+
+    def chance(self, name: str) -> bool:
+        """Whether this goes wrong now."""
+        rate = self.plan.rates[name]
+        return self.trouble and rate > 0 and self.random.random() < rate
+
+    def latency(self) -> float:
+        """Of one message (s): mostly short, now and then long."""
+        return 0.0002 + self.random.expovariate(1000 if self.random.random() < 0.9 else 30)
+
+    def later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """A message of the world arrives after ``delay`` seconds."""
+        self.travelling += 1
+
+        def arrive() -> None:
+            self.travelling -= 1
+            callback(*args)
+
+        self.loop.post_later(self.strand, delay, arrive)
+
+    def post_later(self, strand: Any, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """A message to a process arrives after ``delay`` seconds, if it lives then."""
+        self.loop.post_later(strand, delay, callback, *args)
+
+    def living(self) -> list[Process]:
+        return [
+            each.process
+            for each in self.machines
+            if each.process is not None and not each.process.dead and each.process.started.done()
+        ]
+
+    def any_process(self) -> Process | None:
+        living = self.living()
+        return self.random.choice(living) if living else None
+
+    def _uncaught(self, message: str, error: BaseException | None) -> None:
+        if "never retrieved" not in message and "destroyed" not in message:
+            self.judge.hold(False, f"uncaught: {message}: {error!r}")
+
+    def logged(self, level: str, event: str, fields: MutableMapping[str, Any]) -> None:
+        """The program's own log; an exception in it is a mistake that was survived."""
+        self.note("log", level, event, str(fields.get("reason", "")))
+        self.judge.hold(not fields.get("exc_info"), f"the program logged an exception: {event}")
+
+    # ------------------------------------------------------------ the two phases
+
+    def run(self) -> None:
+        """Both phases; what is broken is in `judge.violations`."""
+        try:
+            self.loop.run(self._run())
+        except Deadlock as error:
+            self.judge.hold(False, f"deadlock: {error}")
+        finally:
+            self.loop.close()
+
+    @property
+    def trace(self) -> str:
+        return self._trace.hexdigest()
+
+    async def _run(self) -> None:
+        for machine in self.machines:
+            self.later(self.random.random() * 0.5, machine.boot)
+        for client in self.clients:
+            self._spawn(client.run())
+        troubles = [self._spawn(each) for each in (breakdowns(self), operators(self), self._accidents())]
+        await self._until(self.plan.until, lambda: False)
+        for task in troubles:
+            task.cancel()
+        self._heal()
+        self._spawn(repair(self))
+        if not self.broken.is_set() and not await self._until(self.loop.time() + HEAL_S, self._rests):
+            self._restless()
+        if not self.broken.is_set():
+            await self._audit()
+            self.judge.at_rest()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.spawn(self.strand, coroutine)
+        task.add_done_callback(self._played)
+        self._tasks.append(task)
+        return task
+
+    def _played(self, task: asyncio.Task[None]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            error = task.exception()
+            self.judge.hold(error is None, f"a player failed: {error!r}")
+
+    async def _until(self, moment: float, done: Callable[[], bool]) -> bool:
+        """Waits until it is done, or the moment has come, or a promise is broken; whether it is done."""
+        while not done():
+            left = moment - self.loop.time()
+            if left <= 0 or self.broken.is_set():
+                return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, _LOOK_S)):
+                    await self.broken.wait()
+        return True
+
+    def _heal(self) -> None:
+        """The trouble is over; perhaps one of two machines stays dead."""
+        self.note("healing")
+        self.trouble = False
+        self.ledger.down.clear()
+        lost = None
+        if len(self.machines) > 1 and "crash" in self.plan.faults and self.random.random() < 0.3:
+            lost = self.random.choice(self.machines)
+        for machine in self.machines:
+            if machine.process is not None and not machine.process.dead:
+                machine.process.log.cut_off = False
+                self.loop.wake(machine.process.strand)
+        if lost is not None and lost.process is not None:
+            lost.restart_later = lambda: None  # type: ignore[method-assign]
+            lost.boot = lambda: None  # type: ignore[method-assign]
+            lost.process.die("for good")
+
+    def _rests(self) -> bool:
+        """Whether all that was begun has ended, and every partition is owned."""
+        if self.travelling or self.judge.unended():
+            return False
+        if any(not task.done() for task in self._tasks[: len(self.clients)]):
+            return False
+        acting = {lane.partition for process in self.living() for lane in process.pipeline.lanes if lane.acting}
+        return len(acting) == self.plan.partitions
+
+    def _restless(self) -> None:
+        """Says what does not come to rest."""
+        for client, task in zip(self.clients, self._tasks, strict=False):
+            self.judge.hold(task.done(), f"{client.name} still waits for {client.order.id} at {client.waits_at}")
+        unended = self.judge.unended()
+        self.judge.hold(not unended, f"{unended} did not end within {HEAL_S:g} s of peace")
+        self.judge.hold(False, f"the world does not come to rest; {self.travelling} messages are under way")
+
+    async def _audit(self) -> None:
+        """What the owners show of every command is what the log says."""
+        for order in self.plan.orders:
+            shown: CommandView | None = None
+            for process in self.living():
+                with contextlib.suppress(Gone, Exception):
+                    shown = await process.ask(lambda front, id=order.id: front.get(id), 5)  # type: ignore[misc]
+                    break
+            self.judge.hold(shown is not None and shown.state in FINAL, f"nobody knows the end of {order.id}")
+            if shown is not None:
+                self.judge.answered("the audit", shown)
+
+    # ------------------------------------------------------------ accidents
+
+    async def _accidents(self) -> None:
+        """What befalls machines out of the blue."""
+        while True:
+            await asyncio.sleep(self.random.uniform(0, 2))
+            for machine in self.machines:
+                process = machine.process
+                if process is None or process.dead or not process.started.done():
+                    continue
+                if self.chance("crash/second"):
+                    process.die("out of the blue")
+                elif self.chance("pause/second"):
+                    self.fault("pause", process.name)
+                    self.loop.pause(process.strand)
+                    self.later(self.random.choice((0.5, 3, 9)) * self.random.random(), self.loop.wake, process.strand)
+                if self.chance("log/second"):
+                    self.fault("cut off from the log", process.name)
+                    process.log.cut_off = True
+                    self.later(self.random.uniform(0.2, 4), setattr, process.log, "cut_off", False)
+                if self.chance("clock/second"):
+                    self.fault("clock jump", process.name)
+                    machine.skew_ns += round(self.random.uniform(-5e9, 5e9))
+
+
+# ---------------------------------------------------------------- one run
+
+
+def simulate(
+    seed: int, cut: Cut = Cut(), *, owned: type[OwnedPartition] = OwnedPartition, journal: bool = False  # noqa: B008
+) -> Report:
+    """Runs one seed and says what became of it; the same arguments give the same report, to the last bit."""
+    directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=_memory()))
+    collecting = gc.isenabled()
+    gc.disable()  # finalizers run when the collector likes, and not when the seed does
+    try:
+        world = World(plan(seed, cut), directory, owned=owned, keep_journal=journal)
+        with _overheard(world):
+            world.run()
+    finally:
+        if collecting:
+            gc.enable()
+        shutil.rmtree(directory, ignore_errors=True)
+    judge = world.judge
+    ends = Counter(fold.finished.state for fold in judge.folds.values() if fold.finished is not None)
+    return Report(
+        seed=seed,
+        cut=cut,
+        violations=tuple(judge.violations),
+        trace=world.trace,
+        seconds=round(world.loop.time(), 3),
+        callbacks=world.loop.callbacks,
+        commands=len(judge.folds),
+        ends=dict(sorted(ends.items())),
+        appends=world.appends,
+        calls=world.calls,
+        acted=judge.acted,
+        epochs=judge.epochs,
+        lives=sum(machine.lives for machine in world.machines),
+        faults=dict(sorted(world.faults.items())),
+        journal=tuple(world.journal or ()),
+    )
+
+
+def _memory() -> str | None:
+    """A directory in memory, where there is one: views are small files, and hundreds of them a second."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@contextlib.contextmanager
+def _overheard(world: World) -> Generator[None]:
+    """What the program logs goes to the world, not to the terminal."""
+
+    def structured(_: Any, level: str, fields: MutableMapping[str, Any]) -> Any:
+        world.logged(level, str(fields.get("event")), fields)
+        raise structlog.DropEvent
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            world.logged(record.levelname, record.getMessage(), {"exc_info": record.exc_info})
+
+    processors = structlog.get_config()["processors"]
+    before = list(processors)
+    processors[:] = [structured]  # in place: a logger that was used before has this very list
+    plain, handler = logging.getLogger("coordinator"), Handler()
+    propagate, plain.propagate = plain.propagate, False
+    plain.addHandler(handler)
+    try:
+        yield
+    finally:
+        plain.removeHandler(handler)
+        plain.propagate = propagate
+        processors[:] = before
