@@ -65,6 +65,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._sequence = 0
         self._main = Strand("main")
         self._busy: list[Strand] = []  # those with callbacks that may run
+        self._paused: list[Strand] = []
+        self._tasks: list[asyncio.Task[Any]] = []  # all of them: one that nobody refers to would die at any moment
+        self._unrun: list[asyncio.Handle] = []  # of ended strands: a task cannot end before its next step has run
         self._burying = False
         self._closed = False
         self.callbacks = 0  # run so far
@@ -84,7 +87,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def spawn(self, strand: Strand, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         """A task of that strand."""
-        return asyncio.Task(coroutine, loop=self, name=name, context=strand.context.copy())
+        return self.create_task(coroutine, name=name, context=strand.context.copy())
 
     def post(self, strand: Strand, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
         """`call_soon` on that strand."""
@@ -99,16 +102,20 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def pause(self, strand: Strand) -> None:
         """Withholds the strand's callbacks until `wake`; timers that come due meanwhile join them."""
         strand.paused = True
+        self._paused.append(strand)
         self._unlist(strand)
 
     def wake(self, strand: Strand) -> None:
         strand.paused = False
-        if strand.queue and strand not in self._busy:
+        if strand in self._paused:
+            self._paused.remove(strand)
+        if strand.queue and not strand.ended and strand not in self._busy:
             self._busy.append(strand)
 
     def end(self, strand: Strand) -> None:
         """Nothing of this strand runs any more, from the end of the callback that is running."""
         strand.ended = True
+        self._unrun += strand.queue
         strand.queue.clear()
         self._unlist(strand)
 
@@ -158,6 +165,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if self._burying:
             strand = self._main
         elif strand.ended:
+            self._unrun.append(handle)
             return
         if not strand.queue and not strand.paused:
             self._busy.append(strand)
@@ -170,14 +178,20 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._burying = True
         self._failed = None
         self._timers.clear()
-        self._busy = [self._main] if self._main.queue else []
+        for strand in [*self._busy, *self._paused]:
+            self._unrun += strand.queue
+        self._busy.clear()
+        self._main.queue.clear()
+        for handle in self._unrun:
+            self._push(self._main, handle)
         with self._running():
             for _ in range(3):  # a task may refuse its first cancellation, to close what it has opened
-                for task in asyncio.all_tasks(self):
+                for task in self._tasks:
                     task.cancel()
                 with contextlib.suppress(Deadlock):
                     for _ in range(_BURIAL_TURNS):
                         self._turn()
+        self._tasks.clear()
         self._closed = True
 
     # ------------------------------------------------------------ what asyncio asks of a loop
@@ -211,7 +225,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks.append(task)
+        return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         """Runs ``func`` on the loop, a moment later: a thread would bring in a clock of its own."""

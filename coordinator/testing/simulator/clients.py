@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import TYPE_CHECKING
 
-from coordinator.errors import CoordinatorError
+from coordinator.errors import CoordinatorError, NoOwner, UnknownCommand
 from coordinator.front import CoordinatorFront
 from coordinator.model.command import FINAL, CommandView, Operation, Submission
+from coordinator.model.ids import partition_of
 from coordinator.testing.simulator.plan import Order
 from coordinator.testing.simulator.process import Gone, Process
 from coordinator.transport.base import Event, Want
@@ -50,7 +52,7 @@ class Client:
                 continue
             self.waits_at = process.name
             try:
-                view = await process.ask(self._once, random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
+                view = await process.ask(partial(self._once, process), random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
             except Gone as gone:
                 world.note(self.name, "gone", str(gone))
                 await asyncio.sleep(random.uniform(0, 0.3))
@@ -66,30 +68,36 @@ class Client:
                     break
                 await asyncio.sleep(random.uniform(0, 0.5))
 
-    async def _once(self, front: CoordinatorFront) -> CommandView:
-        """One request, on the daemon's side; the style says which."""
+    async def _once(self, process: Process, front: CoordinatorFront) -> CommandView:
+        """One request, on the daemon's side.  Who was fenced and does not know it yet may not know the command."""
+        try:
+            return await self._request(process, front)
+        except UnknownCommand as error:
+            if process.in_force(partition_of(self.order.id, self.world.plan.partitions)):
+                raise
+            raise NoOwner("a zombie answered from the past") from error
+
+    async def _request(self, process: Process, front: CoordinatorFront) -> CommandView:
+        """The style says which."""
         id, random, style = self.order.id, self.world.random, self.order.style
         if style == "watches":
-            return await self._watch(front)
+            return await self._watch(process, front)
         if style == "polls" and self.accepted and random.random() < 0.7:
             return await front.get(id, random.choice((0, 500, 100_000)))
         wait_ms = 0 if style in ("polls", "leaves") else random.choice((50, 100_000_000))
-        self._before(front)
+        self._before(process)
         view, _ = await front.submit_and_wait(self.submission, wait_ms)
         return view
 
-    def _before(self, front: CoordinatorFront) -> None:
+    def _before(self, process: Process) -> None:
         """The limit is judged right after a submission: here, with the next callback."""
-        process = next((each for each in self.world.living() if each.front is front), None)
-        if process is not None:
-            reserved = len(process.engine.reserved)
-            self.world.loop.call_soon(self._judge_limit, process, reserved)
+        self.world.loop.call_soon(self._judge_limit, process, len(process.engine.reserved))
 
     def _judge_limit(self, process: Process, reserved: int) -> None:
         if len(process.engine.reserved) > reserved:
             self.world.judge.admitted(process)
 
-    async def _watch(self, front: CoordinatorFront) -> CommandView:
+    async def _watch(self, process: Process, front: CoordinatorFront) -> CommandView:
         """As TCP does it: a watcher that is called, and unwatched when the connection breaks."""
         random, loop = self.world.random, self.world.loop
         end: asyncio.Future[CommandView] = loop.create_future()
@@ -112,7 +120,7 @@ class Client:
             unwatch = front.watch(self.order.id, watcher)
         else:
             want: Want = random.choice(("final", "events", "events"))
-            self._before(front)
+            self._before(process)
             _, unwatch = front.submit(self.submission, watcher, want)
         try:
             return await end

@@ -96,7 +96,7 @@ class Judge:
 
     def hold(self, so: bool, otherwise: str) -> None:
         """A promise: ``otherwise`` is what is told where it is broken."""
-        if not so:
+        if not so and not self._world.over:
             self.violations.append(otherwise)
             self._world.note("VIOLATION", otherwise)
             self._world.broken.set()
@@ -229,12 +229,16 @@ class Judge:
             left = process.pipeline.watchers.ids()
             self.hold(not left, f"{process.name} has watchers that nobody waits with: {left}")
 
-    def _owned(self, partition: int) -> None:
-        owners = [
+    def owners(self, partition: int) -> list[str]:
+        """Who acts for the partition with the token in force."""
+        return [
             process.name
             for process in self._world.living()
-            if process.pipeline.lanes[partition].acting and process.tokens.get(partition) == self.token[partition]
+            if process.pipeline.lanes[partition].acting and process.in_force(partition)
         ]
+
+    def _owned(self, partition: int) -> None:
+        owners = self.owners(partition)
         self.hold(len(owners) == 1, f"partition {partition} is owned by {owners or 'nobody'}")
 
     def _effects(self, id: str, fold: Fold, undoable: dict[str, bool]) -> None:

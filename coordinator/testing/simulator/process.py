@@ -152,6 +152,10 @@ class Process:
             await asyncio.sleep(1.0)
         return False
 
+    def in_force(self, partition: int) -> bool:
+        """Whether what it appends there counts; one that does not know it yet answers from the past."""
+        return self.tokens.get(partition) == self.world.judge.token[partition]
+
     # ------------------------------------------------------------ death
 
     def die(self, where: str) -> None:
@@ -205,11 +209,8 @@ class Process:
             result = await what(self.front)
         except CoordinatorError as error:
             self.world.later(self.world.latency(), _settle, reply, None, error)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+        except Exception as error:
             self.world.judge.hold(False, f"{self.name} answered a client with {error!r}")
-            raise
         else:
             self.world.later(self.world.latency(), _settle, reply, result, None)
 

@@ -145,12 +145,13 @@ class Wire:
 
     def in_flight(self, service: str) -> int:
         """Calls of a service that somebody still waits for: not those of lost partitions and ended commands."""
-        commands = self._process.engine.commands
+        engine = self._process.engine
         count = 0
         for call in self.under_way.values():
-            command = commands.get(call.command)
+            command, shard = engine.commands.get(call.command), engine.shards.get(call.partition)
             work = command.work.get(call.step) if command is not None else None
-            count += call.request.service == service and work is not None and work.attempt == call.attempt
+            if call.request.service == service and work is not None and shard is not None:
+                count += work.attempt == call.attempt and shard.epoch == call.epoch
         return count
 
 

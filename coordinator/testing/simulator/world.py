@@ -68,6 +68,7 @@ class World:
         self.loop = VirtualLoop(stream(plan.seed, "order of callbacks"), self._uncaught)
         self.strand = self.loop.strand("world")
         self.trouble = True
+        self.over = False  # from here on only what is left is torn down
         self.travelling = 0  # messages under way
         self.appends = 0
         self.calls = 0
@@ -90,6 +91,8 @@ class World:
 
     def note(self, *what: object) -> None:
         """Something happened: it goes into the trace."""
+        if self.over:
+            return
         line = f"{self.loop.now_ns} {what!r}"
         self._trace.update(line.encode())
         if self.journal is not None:
@@ -151,7 +154,10 @@ class World:
         except Deadlock as error:
             self.judge.hold(False, f"deadlock: {error}")
         finally:
+            self.over = True
             self.loop.close()
+            for process in self.living():
+                process.view.abandon()
 
     @property
     def trace(self) -> str:
@@ -219,8 +225,7 @@ class World:
             return False
         if any(not task.done() for task in self._tasks[: len(self.clients)]):
             return False
-        acting = {lane.partition for process in self.living() for lane in process.pipeline.lanes if lane.acting}
-        return len(acting) == self.plan.partitions
+        return all(len(self.judge.owners(partition)) == 1 for partition in range(self.plan.partitions))
 
     def _restless(self) -> None:
         """Says what does not come to rest."""
