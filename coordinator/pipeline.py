@@ -38,7 +38,7 @@ from msgspec.structs import force_setattr
 from coordinator.engine import records_too_large, views
 from coordinator.engine.engine import Engine, Output
 from coordinator.engine.state import Command
-from coordinator.errors import CoordinatorError, CorruptLog, LogUnavailable, NoOwner, Starting
+from coordinator.errors import CoordinatorError, CorruptLog, LogUnavailable, NoOwner, Starting, Unavailable
 from coordinator.gateway.base import Done
 from coordinator.log.base import Log, LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
@@ -132,9 +132,8 @@ class Lane:
 
     def fail(self, error: Exception) -> None:
         """A mistake of ours while the partition was acted for: what is in memory is not to be trusted any more."""
-        if self.acting:
-            self._failure = error
-            self.wake.set()
+        self._failure = error
+        self.wake.set()
 
     async def run(self) -> None:
         """Owns the partition for as long as the process lives; ends only by cancellation or a corrupt log."""
@@ -150,6 +149,8 @@ class Lane:
                 self._stepped_down(down)
             except LogError as error:
                 self._unavailable(f"the log does not answer: {error}")
+            except Unavailable as error:
+                self._unavailable(error.detail)
             except CorruptLog:
                 raise
             except Exception as error:
@@ -163,6 +164,7 @@ class Lane:
 
     async def _acquire(self, owned: OwnedPartition) -> None:
         began = self.pipeline.now()
+        self._failure = None
         replay = _Replay(self, self.pipeline)
         self.epochs = replay.epochs
         epoch = await owned.acquire(replay.records)
@@ -274,7 +276,6 @@ class Lane:
     def _close(self) -> None:
         """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
         self.acting, self.writing, self.outbox, self._held = False, [], [], []
-        self._failure = None
         self._durable = self._pushed
         while self._waiting:
             _, future = self._waiting.popleft()
@@ -353,6 +354,7 @@ class Pipeline:
         self.lanes = [Lane(self, partition) for partition in range(log.partitions)]
         self.fatal: CorruptLog | None = None
         self.changed = asyncio.Event()  # set whenever a lane is acquired or lost
+        self.view.on_damage = self._start_over
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -392,6 +394,7 @@ class Pipeline:
         if lane.owner is not None:
             for command in gone:
                 self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
+        self.schedule()  # a probe that was dropped makes room for another partition's calls
 
     def _catch_up(self, lane: Lane, told: int) -> None:
         """Tells who watches what was recorded while the partition was not acted for: appends in doubt that landed."""
@@ -452,8 +455,11 @@ class Pipeline:
             self._pump()
         except Exception as error:
             log.exception("a mistake of this program: every partition starts over from its log")
-            for lane in self.lanes:
-                lane.fail(error)
+            self._start_over(error)
+
+    def _start_over(self, error: Exception) -> None:
+        for lane in self.lanes:
+            lane.fail(error)
 
     def _pump(self) -> None:
         now = self.now()
@@ -478,7 +484,7 @@ class Pipeline:
             self.metrics.finished(finished.type, finished.state, (command.touched - command.submitted.at) / 1000)
             if command.id in watchers:
                 place = position(command.partition, finished.end)
-                view = views.command_view(command)
+                view = views.command_view(command, self.engine.registry.planned(command.submitted))
                 watchers.end(command.id, Event("final", command.id, place, finished.state, view=view))
         if watchers.detailed:
             for command in output.touched:
@@ -534,4 +540,5 @@ def finished_command(command: Command) -> FinishedCommand:
 def shown(engine: Engine, partition: int, records: list[tuple[int, bytes]]) -> CommandView:
     """The view of a finished command, from its records by the fold that made it."""
     decoded = [(offset, decode(data, partition=partition, offset=offset)) for offset, data in records]
-    return views.command_view(engine.recall(partition, decoded))  # type: ignore[arg-type]
+    command = engine.recall(partition, decoded)  # type: ignore[arg-type]
+    return views.command_view(command, engine.registry.planned(command.submitted))

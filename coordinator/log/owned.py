@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from time import monotonic
 from typing import Final
 
 from coordinator.log.base import Log, LogError, RecordTooLarge, Rejected, Unknown, Writer
@@ -25,6 +24,7 @@ from coordinator.wire.codec import EPOCH, decode, encode, header
 
 _PAUSE_S: Final = 0.02  # between two looks at a log that does not show yet what it must
 _CLOSE_TIMEOUT_S: Final = 3.0
+_SEARCH_SHARE: Final = 0.25  # of an append's time, for looking for it: a log that stalls seldom answers that either
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ class SteppedDown(Exception):
         self.by_address = by_address
 
 
+def _now() -> float:
+    """The event loop's clock, in seconds: the one that deadlines and sleeps go by, so that a simulation's is enough."""
+    return asyncio.get_running_loop().time()
+
+
 def new_token() -> bytes:
     """A token that nobody used before: random, since a name or a process id comes back after a restart."""
     return os.urandom(TOKEN_BYTES)
@@ -53,7 +58,8 @@ class OwnedPartition:
     """One attempt to own one partition: `acquire` once, then `append` and `check`, then `close`, always.
 
     ``instance`` and ``address`` go into the Epoch record, so that others know whom to ask.  ``append_timeout_ms`` is
-    how long an append may stay unanswered, and then again how long the search for it may take; ``acquire_timeout_ms``
+    how long an append may take, of which the last quarter is kept for looking in the log for one that was not
+    answered; ``acquire_timeout_ms``
     bounds the opening of the session.  ``clock`` gives milliseconds since 1970 for the Epoch record.
     """
 
@@ -153,7 +159,7 @@ class OwnedPartition:
                     await asyncio.sleep(0)  # a long replay leaves room for health checks and signals
             # The end is reached and the Epoch is not there: a reader may lag behind what was just appended, or the
             # append was in doubt and will never be seen.
-            now = monotonic()
+            now = _now()
             if give_up_at is None:
                 give_up_at = now + self._append_timeout_s
             elif now > give_up_at:
@@ -186,7 +192,7 @@ class OwnedPartition:
         self._waiting[ticket] = settled
         try:
             try:
-                async with asyncio.timeout(self._append_timeout_s):
+                async with asyncio.timeout(self._append_timeout_s * (1 - _SEARCH_SHARE)):
                     base = await writer.append(records)
             except Rejected as error:
                 owner.refused(ticket, str(error))
@@ -258,11 +264,11 @@ class OwnedPartition:
                     case Act(ticket, base):
                         self._answer(ticket, base)
                     case Read() as read:
-                        give_up_at = give_up_at or monotonic() + self._append_timeout_s
+                        give_up_at = give_up_at or _now() + self._append_timeout_s * _SEARCH_SHARE
                         if read == last:  # the reader does not see yet what it must
                             await asyncio.sleep(_PAUSE_S)
                         last = read
-                        if monotonic() > give_up_at:
+                        if _now() > give_up_at:
                             self._step_down(owner, "the log could not be read to settle an append")
                         else:
                             await self._read_for(owner, read, give_up_at)
@@ -277,7 +283,7 @@ class OwnedPartition:
     async def _read_for(self, owner: Owner, read: Read, give_up_at: float) -> None:
         """Reads once for a batch to settle; what cannot be read is asked for again until ``give_up_at``."""
         try:
-            async with asyncio.timeout(give_up_at - monotonic()):
+            async with asyncio.timeout(give_up_at - _now()):
                 if await self._read(owner, read):
                     owner.end_reached()
         except (TimeoutError, LogError) as error:

@@ -12,6 +12,10 @@ another process holds the lock.  Both use the same connection, never at once.
 *Two processes on one directory* are allowed: the base offset is read inside the write transaction, so their batches
 interleave without gaps, and the epochs in the log (`ownership`) tell which of them owns it.
 
+*A file that is deleted or replaced while it is open* would go on taking appends that nobody can ever read again.  So
+commits look, some times a second, whether file and WAL are still the ones that were opened, and are Rejected if not;
+put back, they serve again.
+
 *Full disk, read-only file*: the transaction is rolled back and the append Rejected; the next one simply tries again,
 so the log recovers when the disk does.  Only an I/O error while committing leaves doubt (Unknown).
 
@@ -24,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -41,6 +46,7 @@ _APPLICATION_ID: Final = 0x636F6F72  # "coor"
 _INLINE_RECORDS: Final = 64  # a bigger group goes to the thread
 _INLINE_BYTES: Final = 64 << 10
 _INLINE_SECONDS: Final = 0.002  # as does every group on a disk that lately took longer than this
+_LOOK_S: Final = 0.05  # between two looks at the files' names, 7 µs each
 _CHECKPOINT_PAGES: Final = 4000  # of 4 KiB, in the WAL, roughly
 _PAGE_ROWS: Final = 1024  # a page of reading: about 0.5 ms
 _PAGE_BYTES: Final = 1 << 20
@@ -95,6 +101,8 @@ class SqliteLog:
         self._committing = False  # a commit or a checkpoint runs in the writer's thread
         self._scheduled = False
         self._commit_s = 0.0  # moving average
+        self._looked_at = 0.0
+        self._files: dict[str, tuple[int, int]] = {}  # the file and its WAL as they were opened: device and inode
         self._wal_pages = 0
 
     # ------------------------------------------------------------ opening
@@ -123,6 +131,7 @@ class SqliteLog:
             self._check_or_create(db)
             db.execute("COMMIT")
             db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._files = {name: _identity(name) for name in (str(self.path), f"{self.path}-wal")}
             db.execute("PRAGMA busy_timeout = 0")  # from here on waiting is done where it stalls nobody
         except sqlite3.Error as error:
             if db is not None:
@@ -263,6 +272,10 @@ class SqliteLog:
         if db is None:
             return Rejected("the log is closed")
         began = time.monotonic()
+        if began - self._looked_at > _LOOK_S:
+            if gone := self._gone():
+                return Rejected(gone)
+            self._looked_at = began
         try:
             while not self._begin(db):
                 if not wait:
@@ -285,6 +298,17 @@ class SqliteLog:
         self._commit_s += (time.monotonic() - began - self._commit_s) / 8
         self._wal_pages += 2 + sum(job.size for job in group) // 4000
         return places
+
+    def _gone(self) -> str:
+        """Which of our files is not at its place any more, as a sentence; empty if all are."""
+        for name, opened in self._files.items():
+            try:
+                now = _identity(name)
+            except OSError:
+                return f"{name} was deleted or moved while it was open; put it back, or stop and restore the log"
+            if now != opened:
+                return f"{name} was replaced by another file while it was open; stop, and see which is the log"
+        return ""
 
     @staticmethod
     def _begin(db: sqlite3.Connection) -> bool:
@@ -358,6 +382,8 @@ class SqliteLog:
         return _first(db, partition), _end(db, partition)
 
     async def end(self, partition: int) -> int:
+        if gone := self._gone():
+            raise LogError(gone)
         return await self._in_reader(_end, partition)
 
     async def load_watermark(self, partition: int) -> int | None:
@@ -433,6 +459,11 @@ _MEANINGS: Final = {
 
 def _name(error: sqlite3.Error) -> str:
     return getattr(error, "sqlite_errorname", None) or type(error).__name__
+
+
+def _identity(name: str) -> tuple[int, int]:
+    found = os.stat(name)
+    return found.st_dev, found.st_ino
 
 
 def _first(db: sqlite3.Connection, partition: int) -> int:

@@ -82,11 +82,25 @@ class Daemon:
             with contextlib.suppress(NotImplementedError, RuntimeError):
                 loop.add_signal_handler(number, self.stop)
         store = make_log(self.config)
-        await store.open()
         try:
+            if not await self._opened(store):
+                return 0
             return await self._serve(store)
         finally:
             await store.close()
+
+    async def _opened(self, store: Log) -> bool:
+        """Opens the log, which may take a while; False if the daemon was told to stop before it answered."""
+        opening, stop = asyncio.ensure_future(store.open()), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([opening, stop], return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                opening.result()
+            return opening.done()
+        finally:
+            for task in (opening, stop):
+                task.cancel()
+            await asyncio.gather(opening, stop, return_exceptions=True)
 
     async def _serve(self, store: Log) -> int:
         config = self.config

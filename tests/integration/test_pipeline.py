@@ -245,6 +245,9 @@ async def test_a_step_that_is_delayed_is_not_called_while_the_log_is_silent(star
     choose(line, Fault.STALL, Submitted)
     stuck = line.submit("d")
     await stuck.until("error")
+    while line.gateway.in_flight("shipping"):
+        await service.until(lambda: service.concurrent == 0)
+        await asyncio.sleep(0)
     calls = len(service.arrivals)
     with contextlib.suppress(TimeoutError):
         await service.until(lambda: len(service.arrivals) > calls, timeout=0.5)
