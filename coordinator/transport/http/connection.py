@@ -1,9 +1,9 @@
 """One HTTP connection: uvicorn's httptools protocol with the limits that it lacks.
 
-uvicorn parses, queues pipelined requests and writes answers well, but it trusts its peers in five ways: it waits for
+uvicorn parses, queues pipelined requests and writes answers well, but it trusts its peers in six ways: it waits for
 ever for the end of a request's head or body, takes a head of any size, lets a reader stall an answer for ever, answers
-garbage in plain text with a warning in the log, and leaves a request running whose client is gone.  Each is mended
-here.
+garbage in plain text with a warning in the log, leaves a request running whose client is gone, and takes a client that
+has only finished sending (``printf … | nc``) for one that is gone.  Each is mended here.
 
 *Time.*  A connection is in one of four phases, as seen from its reading side::
 
@@ -35,7 +35,8 @@ from coordinator.transport.http.settings import HttpSettings
 
 LINGER_MS: Final = 2_000
 """How long a connection that we end still takes what its peer sends: closing with bytes unread would reset it, and the
-reset may overtake our last answer."""
+reset may overtake our last answer.  And how long a client that has closed its sending side is still answered: it may
+be listening, or it may be gone, which looks the same until we write."""
 
 
 class Phase(Enum):
@@ -79,6 +80,7 @@ class Connection(HttpToolsProtocol):
         self._task: asyncio.Task[None] | None = None
         self._farewell: HttpError | CoordinatorError | None = None
         self._offers_upgrade = False
+        self._sent_all_at: float | None = None  # when the peer closed its sending side
 
     # ------------------------------------------------------------ asked by the server
 
@@ -101,6 +103,8 @@ class Connection(HttpToolsProtocol):
         settings = self.settings
         if self._phase is Phase.LEAVING:
             return self._since, LINGER_MS
+        if self._sent_all_at is not None:
+            return self._sent_all_at, LINGER_MS
         if self._stalled_since is not None:
             limit_ms = settings.stream_write_timeout_ms if self.streaming else settings.write_timeout_ms
             return self._stalled_since, limit_ms
@@ -114,7 +118,7 @@ class Connection(HttpToolsProtocol):
 
     def expire(self) -> None:
         """Ends a connection that overstays: 408 where a request was begun, silently otherwise."""
-        if self._stalled_since is not None or self._phase is Phase.LEAVING:
+        if self._stalled_since is not None or self._sent_all_at is not None or self._phase is Phase.LEAVING:
             self.transport.abort()
         elif self._phase is Phase.BODY and self.busy and not self.cycle.response_started:
             self._refuse(
@@ -187,6 +191,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self.listener.traffic.disconnected()
         self.pipeline.clear()
+        if self._answering is not None:
+            self._answering.disconnected = True  # uvicorn marks the newest request, which need not be this one
         if self._task is not None:  # nobody is left to answer; what was submitted goes on without it
             self._task.cancel()
 
@@ -207,6 +213,14 @@ class Connection(HttpToolsProtocol):
         self._feed(data)
         if self._phase is Phase.HEAD and self._head_bytes > self.settings.head_bytes_max:
             self._refuse(self._head_too_large())
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps the connection where requests that came whole are still to be answered (TLS knows no half a close)."""
+        owed = self.busy and self._phase is Phase.BUSY and not self.streaming
+        if owed and self.transport.get_extra_info("sslcontext") is None:
+            self._sent_all_at = self.loop.time()
+            return True
+        return False
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -298,6 +312,9 @@ class Connection(HttpToolsProtocol):
         queued = bool(self.pipeline)
         super().on_response_complete()
         if queued or self._phase is Phase.LEAVING:
+            return
+        if self._sent_all_at is not None:
+            self.transport.close()
             return
         if self._farewell is not None:
             self._say(self._farewell)
