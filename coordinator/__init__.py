@@ -1,6 +1,6 @@
 """coordinator: a networked saga coordinator over a distributed log."""
 
-from coordinator.model.call import Request
+from coordinator.model.call import Request, Response
 from coordinator.saga import (
     App,
     Blocked,
@@ -23,6 +23,7 @@ __all__ = [
     "CommandFailed",
     "Delayed",
     "Request",
+    "Response",
     "Retry",
     "Saga",
     "StepFailed",

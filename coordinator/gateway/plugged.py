@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec import Struct
 
 from coordinator.errors import ConfigError
 from coordinator.gateway.base import wall_ms
@@ -37,7 +36,7 @@ from coordinator.gateway.request import (
     encode_method,
 )
 from coordinator.gateway.tasks import TaskCaller, Unanswered, describe, trace
-from coordinator.model.call import Answer, Call, LocalCall, Request, Verdict
+from coordinator.model.call import Answer, Call, LocalCall, Request, Response, Verdict
 from coordinator.model.records import NIL, Failure, raw
 from coordinator.model.settings import ServiceSettings
 from coordinator.saga import Blocked, CommandFailed, Delayed
@@ -46,14 +45,6 @@ if TYPE_CHECKING:
     import httpx
 
 _BYTES: Final = (bytes, bytearray, memoryview)
-
-
-class Response(Struct, frozen=True):
-    """What a plugged-in callable answers: an HTTP status (200 to 599), headers, and the body's bytes."""
-
-    status: int
-    headers: Mapping[str, str] = {}
-    body: bytes = b""
 
 
 Client = Callable[[Request, Mapping[str, str]], Awaitable[Response]]

@@ -29,6 +29,14 @@ class Request(Struct, frozen=True, kw_only=True):
     answers: Mapping[str, str] = {}
 
 
+class Response(Struct, frozen=True):
+    """What a client that the application plugs in answers: an HTTP status (200 to 599), headers, the body's bytes."""
+
+    status: int
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+
 class LocalCall(Struct, frozen=True):
     """An ``async`` function of the application, called as a step; it must be idempotent like any service."""
 

@@ -1,0 +1,27 @@
+"""What applications import stays where it is."""
+
+from __future__ import annotations
+
+import coordinator
+
+
+def test_the_public_names_are_these() -> None:
+    """A name that goes, or a helper that slips in, is seen here before a user sees it."""
+    assert sorted(coordinator.__all__) == coordinator.__all__
+    assert set(coordinator.__all__) == {
+        "App",
+        "Blocked",
+        "CommandFailed",
+        "Delayed",
+        "Request",
+        "Response",
+        "Retry",
+        "Saga",
+        "StepFailed",
+        "__version__",
+        "delete",
+        "get",
+        "post",
+        "put",
+    }
+    assert all(hasattr(coordinator, name) for name in coordinator.__all__)
