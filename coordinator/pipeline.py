@@ -27,6 +27,7 @@ stopped, or slept) holds its calls back until it has looked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from random import Random
@@ -59,7 +60,7 @@ from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Event
 from coordinator.view import FinishedCommand, View
 from coordinator.watchers import Watchers
-from coordinator.wire.codec import decode, encode
+from coordinator.wire.codec import EPOCH, decode, encode, header
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +100,7 @@ class Lane:
         self._pushed = 0
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._ghosts: set[bytes] = set()  # tokens of own attempts whose Epoch was never found: it may still land
 
     def push(self, record: Record) -> None:
         self.outbox.append(record)
@@ -167,7 +169,9 @@ class Lane:
         self._failure = None
         replay = _Replay(self, self.pipeline)
         self.epochs = replay.epochs
+        self._ghosts.add(owned.token)
         epoch = await owned.acquire(replay.records)
+        self._ghosts.discard(owned.token)
         if self.pipeline.view.ahead(self.partition, epoch):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
         self.epoch = epoch
@@ -284,16 +288,44 @@ class Lane:
         self.pipeline.closed(self)
 
     async def _before_next_attempt(self, delay: float) -> None:
-        """At once after a fault of our own; while another instance is alive, as its standby."""
+        """At once after a fault of our own; while another instance is alive, as its standby.
+
+        A standby that has ghosts also watches the log for them: one that lands fences the owner, who then takes this
+        instance for the new one and becomes its standby, and the two would wait for each other for ever.
+        """
         if self.owner is None:
             await asyncio.sleep(delay * (0.5 + self.pipeline.random.random()))
             return
         instance, address = self.owner
         missed = 0
+        looked_to = self.end
         while missed < STANDBY_PROBES:
             await asyncio.sleep(1.0)
+            if self._ghosts:
+                looked_to, haunted = await self._haunted(looked_to)
+                if haunted:
+                    log.warning("a late record of ours has fenced the owner: taking over", partition=self.partition)
+                    return
             missed = 0 if await self.pipeline.probe(address, instance) else missed + 1
         log.warning("the owner does not answer any more: taking over", partition=self.partition, owner=instance)
+
+    async def _haunted(self, start: int) -> tuple[int, bool]:
+        """Whether the last Epoch from ``start`` on is a ghost of ours; with where the next look begins."""
+        haunted, at = False, start
+        try:
+            async with (
+                asyncio.timeout(self.pipeline.append_timeout_ms / 1000),
+                contextlib.aclosing(self.pipeline.log.read(self.partition, start)) as reading,
+            ):
+                async for batch in reading:
+                    for offset, data in batch:
+                        head = header(data, partition=self.partition, offset=offset)
+                        if head.kind == EPOCH:
+                            haunted = head.token in self._ghosts
+                        at = offset + 1
+        except (TimeoutError, LogError):
+            return start, False
+        return at, haunted
 
 
 class _Replay:
