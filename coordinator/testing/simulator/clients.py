@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import CoordinatorError, NoOwner, UnknownCommand
 from coordinator.front import CoordinatorFront
-from coordinator.model.command import FINAL, CommandView, Operation, Submission
+from coordinator.model.command import FINAL, CommandView, Operation, State, StepState, Submission
 from coordinator.model.ids import partition_of
 from coordinator.testing.simulator.plan import Order
 from coordinator.testing.simulator.process import Gone, Process
@@ -198,23 +198,26 @@ async def _operate(world: World, process: Process, id: str, operation: Operation
 async def repair(world: World) -> None:
     """When the trouble is over, somebody resumes what is paused and sees to every dead letter."""
     while True:
-        for process in world.living():
-            try:
-                page = await process.ask(_paused, 2)
-                for view in page:
-                    await _operate(world, process, view.id, Operation.RESUME)
-                for letter in await process.ask(_letters, 2):
-                    step = str(letter["step"])
-                    operation = Operation.REQUEUE if step else Operation.CANCEL
-                    await _operate(world, process, str(letter["command_id"]), operation, step)
-            except (Gone, CoordinatorError) as refused:
-                world.note("repair", str(refused))
+        for id in world.judge.unended():
+            for process in world.living():
+                try:
+                    view = await process.ask(partial(show, id), 2)
+                    await _see_to(world, process, view)
+                except (Gone, CoordinatorError) as refused:
+                    world.note("repair", id, str(refused))
         await asyncio.sleep(0.7)
 
 
-async def _paused(front: CoordinatorFront) -> list[CommandView]:
-    return (await front.list_commands(state="paused", type=None, attributes={}, limit=100, cursor=None)).commands
+async def show(id: str, front: CoordinatorFront) -> CommandView:
+    return await front.get(id)
 
 
-async def _letters(front: CoordinatorFront) -> list[dict[str, object]]:
-    return await front.dead_letters()
+async def _see_to(world: World, process: Process, view: CommandView) -> None:
+    if view.state is State.PAUSED:
+        await _operate(world, process, view.id, Operation.RESUME)
+    elif view.state is State.DEAD_LETTER:
+        letters = [step.name for step in view.steps if step.state is StepState.DEAD_LETTER]
+        for step in letters:
+            await _operate(world, process, view.id, Operation.REQUEUE, step)
+        if not letters:
+            await _operate(world, process, view.id, Operation.CANCEL)

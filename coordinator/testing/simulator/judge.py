@@ -8,7 +8,7 @@ that it judges what the instances do as they do it, and everything once more whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from coordinator.model.call import Call
 from coordinator.model.command import CommandView, Operation, State
@@ -68,13 +68,6 @@ class Fold:
             return self.contrary or self.aborted
         return state in _ENDED_BY_UNDOING and self.aborted
 
-    def has(self, kind: type, **fields: Any) -> bool:
-        """Whether it has a record of that kind with these fields."""
-        return any(
-            isinstance(record, kind) and all(getattr(record, name) == value for name, value in fields.items())
-            for _, record in self.records
-        )
-
     def steps(self, kind: type[Outcome] | type[Undone]) -> list[str]:
         """The steps that have such a record, in log order, each once."""
         return list(dict.fromkeys(record.step for _, record in self.records if isinstance(record, kind)))
@@ -92,7 +85,7 @@ class Judge:
         self.violations: list[str] = []
         self.epochs = 0
         self.acted = 0
-        self.resumed: dict[str, int] = {}
+        self.controls: set[tuple[str, str]] = set()  # asked of a command, and valid; perhaps behind its end
 
     def hold(self, so: bool, otherwise: str) -> None:
         """A promise: ``otherwise`` is what is told where it is broken."""
@@ -128,6 +121,8 @@ class Judge:
             self.hold(not isinstance(record, Submitted), f"{record.id} was submitted twice, again at offset {offset}")
             again = isinstance(record, Finished) and fold.finished is not None
             self.hold(not again, f"{record.id} ended twice, again at offset {offset}")
+        if isinstance(record, Control):
+            self.controls.add((record.id, record.operation))
         fold.add(offset, record)
 
     # ------------------------------------------------------------ what instances do
@@ -146,8 +141,10 @@ class Judge:
     def acquired(self, process: Process, lane: Lane) -> None:
         """A new owner knows every command that counts below its Epoch, by all its records and no others."""
         commands = process.engine.shards[lane.partition].commands
-        known = {id: [offset for offset, _ in command.history] for id, command in commands.items()}
-        counted = {}
+        known: dict[str, list[int]] = {
+            id: [offset for offset, _ in command.history] for id, command in commands.items()
+        }
+        counted: dict[str, list[int]] = {}
         for id, fold in self.folds.items():
             below = [offset for offset, _ in fold.records if offset < lane.epoch]
             ended = fold.finished is not None and fold.records[-1][0] < lane.epoch
@@ -208,9 +205,8 @@ class Judge:
         self.hold(same, f"{client} was told that {view.id} is {view.state}, the log says {finished.state}")
 
     def granted(self, id: str, operation: Operation) -> None:
-        """An operator was told that what he asked for is done."""
-        fold = self.folds.get(id)
-        so = fold is not None and fold.has(Control, operation=operation.value)
+        """An operator was answered: what he asked for is in the log, though an end may have come before it."""
+        so = (id, operation.value) in self.controls
         self.hold(so, f"{operation} of {id} was granted, and the log does not have it")
 
     # ------------------------------------------------------------ at rest

@@ -1,7 +1,7 @@
 """What a seed stands for, before anything runs: the commands, what the services will say, and how bad the world is.
 
-Every part draws from a stream of its own, named after it, so that taking one thing out (`Cut`) leaves the others as they
-were: that is what makes shrinking work.
+Every part draws from a stream of its own, named after it, so that taking one thing out (`Cut`) leaves the others as
+they were: that is what makes shrinking work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coordinator.saga import App, CommandFailed, Retry, Saga, StepFailed
 
 SERVICES: Final = ("stock", "payments", "shipping")
 FAULTS: Final = ("crash", "pause", "log", "network", "services", "operators", "clock", "view")
-"""Kinds of trouble; a seed has some of them.  A run with all of them all the time reaches less than many that differ."""
+"""Kinds of trouble; a seed has some of them.  Runs that differ reach more than runs with everything always."""
 
 
 def stream(seed: int, *name: object) -> Random:
@@ -27,11 +27,14 @@ def stream(seed: int, *name: object) -> Random:
 
 
 class Cut(Struct, frozen=True):
-    """A smaller variant of a seed's run: only these commands, not these faults, and the trouble ends at ``until`` (s)."""
+    """A smaller variant of a seed's run: only these commands, without these faults, trouble until then (s)."""
 
     commands: tuple[int, ...] | None = None
     without: tuple[str, ...] = ()
     until: float | None = None
+
+
+WHOLE: Final = Cut()
 
 
 # ---------------------------------------------------------------- commands
@@ -159,7 +162,7 @@ def script(seed: int, key: str, bad: float) -> list[str]:
     """
     random = stream(seed, "script", key)
     kinds = ["no", "busy", "broken", "void", "lost"] + ([] if key.endswith("/undo") else ["never"])
-    answers = []
+    answers: list[str] = []
     while len(answers) < 3 and random.random() < bad:
         answers.append(random.choice(kinds))
         if answers[-1] == "never":
@@ -184,7 +187,7 @@ class Plan(Struct, frozen=True):
     rates: dict[str, float]
 
 
-def plan(seed: int, cut: Cut = Cut()) -> Plan:  # noqa: B008 - frozen
+def plan(seed: int, cut: Cut = WHOLE) -> Plan:
     """The plan of a seed, smaller by ``cut``."""
     random = stream(seed, "plan")
     instances = random.choice((1, 2, 2, 2))

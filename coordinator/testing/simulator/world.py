@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, MutableMapping
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +24,13 @@ from typing import Any, Final
 import structlog
 from msgspec import Struct
 
+from coordinator.errors import CoordinatorError
 from coordinator.log.memory import MemoryStorage
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.command import FINAL, CommandView
-from coordinator.testing.simulator.clients import Client, operators, repair
+from coordinator.testing.simulator.clients import Client, operators, repair, show
 from coordinator.testing.simulator.judge import Judge
-from coordinator.testing.simulator.plan import Cut, Plan, plan, stream
+from coordinator.testing.simulator.plan import WHOLE, Cut, Plan, plan, stream
 from coordinator.testing.simulator.process import Gone, Machine, Process
 from coordinator.testing.simulator.services import Ledger, breakdowns
 from coordinator.testing.virtual import Deadlock, VirtualLoop
@@ -65,7 +67,9 @@ class World:
         self.plan = plan
         self.owned = owned
         self.random = stream(plan.seed, "run")
-        self.loop = VirtualLoop(stream(plan.seed, "order of callbacks"), self._uncaught)
+        self.loop = VirtualLoop(  # type: ignore[abstract]  # what it lacks must not happen
+            stream(plan.seed, "order of callbacks"), self._uncaught
+        )
         self.strand = self.loop.strand("world")
         self.trouble = True
         self.over = False  # from here on only what is left is torn down
@@ -177,8 +181,8 @@ class World:
         if not self.broken.is_set() and not await self._until(self.loop.time() + HEAL_S, self._rests):
             self._restless()
         if not self.broken.is_set():
-            await self._audit()
             self.judge.at_rest()
+            await self._audit()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.loop.spawn(self.strand, coroutine)
@@ -239,10 +243,11 @@ class World:
         """What the owners show of every command is what the log says."""
         for order in self.plan.orders:
             shown: CommandView | None = None
-            for process in self.living():
-                with contextlib.suppress(Gone, Exception):
-                    shown = await process.ask(lambda front, id=order.id: front.get(id), 5)  # type: ignore[misc]
-                    break
+            until = self.loop.time() + HEAL_S
+            while shown is None and self.loop.time() < until:
+                for process in self.living():
+                    with contextlib.suppress(Gone, CoordinatorError):
+                        shown = await process.ask(partial(show, order.id), 5)
             self.judge.hold(shown is not None and shown.state in FINAL, f"nobody knows the end of {order.id}")
             if shown is not None:
                 self.judge.answered("the audit", shown)
@@ -276,7 +281,11 @@ class World:
 
 
 def simulate(
-    seed: int, cut: Cut = Cut(), *, owned: type[OwnedPartition] = OwnedPartition, journal: bool = False  # noqa: B008
+    seed: int,
+    cut: Cut = WHOLE,
+    *,
+    owned: type[OwnedPartition] = OwnedPartition,
+    journal: bool = False,
 ) -> Report:
     """Runs one seed and says what became of it; the same arguments give the same report, to the last bit."""
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=_memory()))
