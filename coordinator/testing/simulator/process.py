@@ -50,17 +50,17 @@ class WatchedPipeline(Pipeline):
     process: Process
 
     def owned_partition(self, partition: int) -> OwnedPartition:
-        token = self.process.new_token()
-        self.process.tokens[partition] = token
-        return self.process.world.owned(
+        owned = self.process.world.owned(
             self.log,
             partition,
             instance=self.instance,
             address=self.address,
             append_timeout_ms=self.append_timeout_ms,
             clock=self.now,
-            token=lambda: token,
+            token=self.process.new_token,
         )
+        self.process.tokens[partition] = owned.token
+        return owned
 
     def on_acquired(self, lane: Lane, *rest: Any) -> None:
         world = self.process.world
