@@ -9,7 +9,7 @@ from typing import Any
 from coordinator.log.base import Unknown, Writer
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.records import Epoch, Record
-from coordinator.ownership.owner import Act, Move, Owner, Phase, _Answer
+from coordinator.ownership.owner import Move, Owner, Phase, _Answer
 
 Records = list[tuple[int, Record]]
 

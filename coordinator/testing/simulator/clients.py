@@ -136,11 +136,12 @@ async def operators(world: World) -> None:
     random = world.random
     orders = world.plan.orders
     while orders:
-        await asyncio.sleep(random.uniform(0, 2))
+        await asyncio.sleep(random.uniform(0, 0.7))
         process = world.any_process()
         if process is None or not world.chance("operators/second"):
             continue
-        id = random.choice(orders).id
+        under_way = world.judge.unended()
+        id = random.choice(under_way) if under_way and random.random() < 0.8 else random.choice(orders).id
         try:
             if random.random() < 0.3:
                 await process.ask(_look(id, random.randrange(8)), 2)

@@ -184,6 +184,7 @@ class Plan(Struct, frozen=True):
     faults: frozenset[str]
     max_commands: int
     max_in_flight: int
+    pace: float  # how long a service takes (s), at most
     rates: dict[str, float]
 
 
@@ -192,22 +193,23 @@ def plan(seed: int, cut: Cut = WHOLE) -> Plan:
     random = stream(seed, "plan")
     instances = random.choice((1, 2, 2, 2))
     partitions = random.choice((1, 1, 2))
-    until = random.uniform(3, 12)
+    until = random.uniform(2, 9)
     faults = frozenset(kind for kind in FAULTS if random.random() < 0.6) - set(cut.without)
     max_commands, max_in_flight = random.choice((2, 4, 50)), random.choice((1, 3, 64))
     count = random.randint(2, 9)
+    pace = random.choice((0.002, 0.1, 0.4))
     rates = {name: odds * random.choice((0.3, 1, 2)) for name, odds in _ODDS.items()}
     rates = {name: odds if name.partition("/")[0] in faults else 0.0 for name, odds in rates.items()}
     numbers = range(count) if cut.commands is None else [each for each in range(count) if each in cut.commands]
     orders = tuple(_order(seed, number, until) for number in numbers)
     if cut.until is not None:
         until = min(until, cut.until)
-    return Plan(seed, instances, partitions, orders, until, faults, max_commands, max_in_flight, rates)
+    return Plan(seed, instances, partitions, orders, until, faults, max_commands, max_in_flight, pace, rates)
 
 
 _ODDS: Final = {
-    "crash/append": 0.006,  # before it lands or after, of each append
-    "crash/call": 0.004,
+    "crash/append": 0.01,  # before it lands or after, of each append
+    "crash/call": 0.008,
     "crash/second": 0.06,
     "pause/second": 0.15,
     "log/append": 0.06,

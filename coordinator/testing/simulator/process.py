@@ -96,8 +96,8 @@ class Process:
         self.random = Random(world.random.random())
         self.tokens: dict[int, bytes] = {}
         self.connections: set[asyncio.Future[Any]] = set()  # what clients wait for
-        self.started: asyncio.Future[None] = world.loop.create_future()
-        self.main = world.loop.spawn(self.strand, self._run(), self.name)
+        self._build()
+        self.main = world.loop.spawn(self.strand, self.pipeline.run(), self.name)
 
     def new_token(self) -> bytes:
         return self.random.randbytes(TOKEN_BYTES)
@@ -136,11 +136,6 @@ class Process:
     def _wall_ns(self) -> int:
         return _BEGAN_NS + self.world.loop.now_ns + self.machine.skew_ns
 
-    async def _run(self) -> None:
-        self._build()
-        self.started.set_result(None)
-        await self.pipeline.run()
-
     async def _probe(self, address: str, instance: str) -> bool:
         """Whether the peer answers: not when it is dead or paused, and now and then not although it is well."""
         world = self.world
@@ -164,7 +159,7 @@ class Process:
             return
         self.world.fault(f"crash {where}", self.name)
         self._end()
-        if where != "for good":
+        if not self.machine.gone:
             self.machine.restart_later()
 
     def _end(self) -> None:
@@ -187,7 +182,7 @@ class Process:
         """
         world = self.world
         await asyncio.sleep(world.latency())
-        if self.dead or not self.started.done():
+        if self.dead:
             raise Gone("connection refused")
         reply: asyncio.Future[T] = world.loop.create_future()
         self.connections.add(reply)
@@ -233,12 +228,13 @@ class Machine:
         self.directory = directory
         self.skew_ns = 0
         self.lives = 0
+        self.gone = False  # for good
         self.process: Process | None = None
 
-    def boot(self) -> None:
-        """Starts the next life, if none is."""
+    def boot(self) -> Process:
+        """Starts the next life, if none is; returns the one that is."""
         if self.process is not None and not self.process.dead:
-            return
+            return self.process
         world = self.world
         if world.chance("view/boot"):
             world.fault("view lost", self.name)
@@ -248,6 +244,7 @@ class Machine:
         world.note("boot", self.name, self.lives)
         self.process = process = Process(world, self, self.lives)
         process.main.add_done_callback(self._ended, context=world.strand.context)
+        return process
 
     def _ended(self, main: asyncio.Task[None]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -256,4 +253,8 @@ class Machine:
 
     def restart_later(self) -> None:
         world = self.world
-        world.later(world.random.choice((0.05, 1, 6)) * world.random.random(), self.boot)
+        world.later(world.random.choice((0.05, 1, 6)) * world.random.random(), self._restart)
+
+    def _restart(self) -> None:
+        if not self.gone:
+            self.boot()

@@ -124,7 +124,7 @@ class Wire:
                 world.later(world.random.uniform(0.05, 6), self._arrive, call, None)
             if fate != "twice":
                 return
-        world.later(world.latency(), self._arrive, call, (number, done))
+        world.later(world.latency() + world.random.random() * world.plan.pace, self._arrive, call, (number, done))
 
     def _arrive(self, call: Call, back: tuple[int, Done] | None) -> None:
         world = self._world

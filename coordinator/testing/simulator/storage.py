@@ -99,6 +99,8 @@ class DistantLog(MemoryLog):
 
     def _fate(self) -> Fault:
         world = self._world
+        if self._injected:
+            return self._injected.popleft()
         if self.cut_off:
             return world.random.choice((Fault.LOSE_REQUEST, Fault.STALL))
         if world.chance("crash/append"):

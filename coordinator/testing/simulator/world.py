@@ -63,7 +63,9 @@ class Report(Struct, frozen=True):
 class World:
     """See the module.  ``owned`` is what owns a partition: the real one, or a test's broken one."""
 
-    def __init__(self, plan: Plan, directory: Path, *, owned: type[OwnedPartition], keep_journal: bool) -> None:
+    def __init__(
+        self, plan: Plan, directory: Path, *, owned: type[OwnedPartition] = OwnedPartition, keep_journal: bool = False
+    ) -> None:
         self.plan = plan
         self.owned = owned
         self.random = stream(plan.seed, "run")
@@ -130,11 +132,7 @@ class World:
         self.loop.post_later(strand, delay, callback, *args)
 
     def living(self) -> list[Process]:
-        return [
-            each.process
-            for each in self.machines
-            if each.process is not None and not each.process.dead and each.process.started.done()
-        ]
+        return [each.process for each in self.machines if each.process is not None and not each.process.dead]
 
     def any_process(self) -> Process | None:
         living = self.living()
@@ -151,10 +149,10 @@ class World:
 
     # ------------------------------------------------------------ the two phases
 
-    def run(self) -> None:
-        """Both phases; what is broken is in `judge.violations`."""
+    def run(self, course: Coroutine[Any, Any, None] | None = None) -> None:
+        """Both phases, or the course of a test; what is broken is in `judge.violations`."""
         try:
-            self.loop.run(self._run())
+            self.loop.run(course or self._run())
         except Deadlock as error:
             self.judge.hold(False, f"deadlock: {error}")
         finally:
@@ -219,8 +217,7 @@ class World:
                 machine.process.log.cut_off = False
                 self.loop.wake(machine.process.strand)
         if lost is not None and lost.process is not None:
-            lost.restart_later = lambda: None  # type: ignore[method-assign]
-            lost.boot = lambda: None  # type: ignore[method-assign]
+            lost.gone = True
             lost.process.die("for good")
 
     def _rests(self) -> bool:
@@ -260,7 +257,7 @@ class World:
             await asyncio.sleep(self.random.uniform(0, 2))
             for machine in self.machines:
                 process = machine.process
-                if process is None or process.dead or not process.started.done():
+                if process is None or process.dead:
                     continue
                 if self.chance("crash/second"):
                     process.die("out of the blue")
