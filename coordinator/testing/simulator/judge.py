@@ -20,6 +20,7 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    StepFailed,
     Submitted,
     Timer,
     Undone,
@@ -67,6 +68,15 @@ class Fold:
         if state == State.COMPLETED:
             return self.contrary or self.aborted
         return state in _ENDED_BY_UNDOING and self.aborted
+
+    def dead_undos(self) -> set[str]:
+        """Steps whose undo was a dead letter: a cancel passes them over, and they are undone when somebody sees to
+        them."""
+        return {
+            record.step
+            for _, record in self.records
+            if isinstance(record, StepFailed) and record.undo and record.verdict == "parked"
+        }
 
     def steps(self, kind: type[Outcome] | type[Undone]) -> list[str]:
         """The steps that have such a record, in log order, each once."""
@@ -244,6 +254,8 @@ class Judge:
         ledger = self._world.ledger
         outcomes, undone = fold.steps(Outcome), fold.steps(Undone)
         order = [key.split("/")[1] for key in ledger.undone if key.startswith(f"{id}/")]
+        late = fold.dead_undos() if fold.contrary else set()
+        order = [step for step in order if step not in late]
         backwards = sorted(order, key=lambda step: outcomes.index(step) if step in outcomes else -1, reverse=True)
         self.hold(order == backwards, f"{id} was undone in the order {order}, its outcomes are {outcomes}")
         if state == State.ABORTED:
