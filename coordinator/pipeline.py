@@ -20,8 +20,9 @@ may have landed); who waits for a command's result waits on, and after the next 
 somebody else owns the partition now, all are sent there (`no_owner`).
 
 A lane calls nobody on stale knowledge.  Most calls follow an append, and its ack proves that the partition is ours; a
-retry follows nothing.  So a lane that has not heard from its log for `TRUSTED_MS` (it stalls, or this process was
-stopped, or slept) holds its calls back until it has looked.
+retry follows nothing, and somebody else may have taken over since.  So a call that comes more than `FRESH_MS` after the
+last word from the log is held back until the lane has looked: under load that costs nothing, and of a process that was
+stopped for a while and goes on, no service hears.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ log = structlog.get_logger(__name__)
 BATCH_BYTES_MAX = 900_000  # of one append: below Kafka's default message limit
 REACQUIRE_FIRST_S, REACQUIRE_MAX_S = 0.1, 5.0
 CHECK_EVERY_S = 0.5
-TRUSTED_MS = 2_000  # how long after a look at its log a lane may call services: a few looks
+FRESH_MS = 100  # how long after a word from its log a lane may call services without another look
+SLEPT_MS = 500  # a word that took longer than this is as old as the question: this process may have been stopped
 TIMER_S_MAX = 1.0  # of sleep, so that a clock that jumps ahead, or a machine that slept, is noticed
 STANDBY_PROBES = 3
 
@@ -126,7 +128,7 @@ class Lane:
 
     def call(self, call: Call, now: int) -> None:
         """Sends a call; one that would rest on stale knowledge of the log waits for the next look at it."""
-        if now - self._heard_at <= TRUSTED_MS:
+        if now - self._heard_at <= FRESH_MS:
             self.pipeline.send(call)
         else:
             self._held.append(call)
@@ -228,13 +230,16 @@ class Lane:
             await self._woken()
 
     def _heard(self, asked_at: int) -> None:
-        """The log said, after ``asked_at``, that the partition was ours: calls may go on from there."""
-        self._heard_at = asked_at
+        """The log said, after ``asked_at``, that the partition is ours: what was held back may go."""
+        now = self.pipeline.now()
+        if now - asked_at > SLEPT_MS:
+            self._heard_at = asked_at
+            return
+        self._heard_at = now
         if self._held:
             held, self._held = self._held, []
-            now = self.pipeline.now()
             for call in held:
-                self.call(call, now)
+                self.pipeline.send(call)
 
     def _batch(self, token: bytes) -> tuple[list[Record], list[bytes]]:
         """As much of the outbox as one append may hold, encoded, with the token of this ownership."""

@@ -44,7 +44,10 @@ class Operations(Base):
         now = self.pipeline.now()
         if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
             self.pipeline.pump()
-            await self.pipeline.lanes[command.partition].settled()
+            lane = self.pipeline.lanes[command.partition]
+            await lane.settled()
+            if operation is Operation.ABORT:  # its end was proposed by then: the answer shows it
+                await lane.settled()
         return self.view_of(id)
 
     async def set_breaker(self, service: str, state: Literal["open", "closed", "auto"]) -> dict[str, Any]:
