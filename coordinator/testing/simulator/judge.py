@@ -160,7 +160,7 @@ class Judge:
             ended = fold.finished is not None and fold.records[-1][0] < lane.epoch
             if fold.partition == lane.partition and below and not ended:
                 counted[id] = below
-        for id in known.keys() | counted.keys():
+        for id in sorted(known.keys() | counted.keys()):
             told = f"{process.name} acquired partition {lane.partition} at {lane.epoch} with {id} as {known.get(id)}"
             self.hold(known.get(id) == counted.get(id), f"{told}, the log has {counted.get(id)}")
 

@@ -95,7 +95,7 @@ class Process:
         self.dead = False
         self.random = Random(world.random.random())
         self.tokens: dict[int, bytes] = {}
-        self.connections: set[asyncio.Future[Any]] = set()  # what clients wait for
+        self.connections: dict[asyncio.Future[Any], None] = {}  # what clients wait for, in order: a set has none
         self._build()
         self.main = world.loop.spawn(self.strand, self.pipeline.run(), self.name)
 
@@ -185,7 +185,7 @@ class Process:
         if self.dead:
             raise Gone("connection refused")
         reply: asyncio.Future[T] = world.loop.create_future()
-        self.connections.add(reply)
+        self.connections[reply] = None
         serving = world.loop.spawn(self.strand, self._serve(what, reply))
         try:
             if world.chance("network/client"):
@@ -195,7 +195,7 @@ class Process:
         except TimeoutError:
             raise Gone("no answer") from None
         finally:
-            self.connections.discard(reply)
+            self.connections.pop(reply, None)
             reply.cancel()
             world.loop.post(self.strand, serving.cancel)
 
