@@ -73,7 +73,7 @@ class Queries(Base):
                 continue
             place = position(partition, offset)
             if kind == "Submitted":
-                events.append(Event("accepted", id, place, view.state.value))
+                events.append(Event("accepted", id, place, State.RUNNING.value))  # as it was told when it happened
             else:
                 entry = views.history_entry(partition, offset, record)
                 events.append(Event("step", id, place, view.state.value, record=entry))

@@ -323,23 +323,27 @@ class AsyncClient:
     ) -> AsyncIterator[Outcome]:
         """A service's outcomes in log order, from a position (inclusive) or an RFC 3339 time; resumes when interrupted.
 
-        To go on later, keep the last ``position`` and skip the first item then. ``follow`` waits for new ones for ever.
+        To go on later, keep the last ``position`` and skip the first item then. ``follow`` waits for new ones for ever;
+        they come in the order of each partition, so one position does not tell where the others stood.
         """
         loop = asyncio.get_running_loop()
         patience_s = self._patience(deadline)
         backoff = Backoff(self._policy)
-        seen: str | None = None
+        reached: dict[str, int] = {}  # the last offset of each partition
+        begin = start
         lost_since = loop.time()
         while True:
             endpoint = self._endpoint()
             try:
-                async for batch in endpoint.outcomes(service, seen or start, follow):
+                async for batch in endpoint.outcomes(service, begin, follow):
                     backoff.reset()
                     lost_since = math.inf
                     for item in batch:
                         outcome = msgspec.convert(item, Outcome)
-                        if outcome.position != seen:
-                            seen = outcome.position
+                        partition, _, offset = outcome.position.partition(":")
+                        if int(offset) > reached.get(partition, -1):
+                            reached[partition] = int(offset)
+                            begin = begin if follow else outcome.position
                             yield outcome
                 return
             except CoordinatorError as error:
