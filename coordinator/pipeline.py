@@ -102,7 +102,7 @@ class Lane:
         self._pushed = 0
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._ghosts: set[bytes] = set()  # tokens of own attempts whose Epoch was never found: it may still land
+        self._ghosts = 0  # own attempts whose Epoch was never found: it may still land
 
     def push(self, record: Record) -> None:
         self.outbox.append(record)
@@ -171,9 +171,9 @@ class Lane:
         self._failure = None
         replay = _Replay(self, self.pipeline)
         self.epochs = replay.epochs
-        self._ghosts.add(owned.token)
+        self._ghosts += 1
         epoch = await owned.acquire(replay.records)
-        self._ghosts.discard(owned.token)
+        self._ghosts -= 1
         if self.pipeline.view.ahead(self.partition, epoch):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
         self.epoch = epoch
@@ -266,7 +266,7 @@ class Lane:
         if mine:
             self._unavailable(f"stepped down: {down.reason}")
             return
-        self.owner = (down.by_instance or "", down.by_address or "")
+        self._owned_by(down.by_instance or "", down.by_address or "")
         log.warning(
             "stepped down: another instance owns the partition now",
             partition=self.partition,
@@ -274,8 +274,11 @@ class Lane:
             address=down.by_address,
             reason=down.reason,
         )
+
+    def _owned_by(self, instance: str, address: str) -> None:
+        self.owner = (instance, address)
         self.refusal = NoOwner(
-            f"instance {down.by_instance} at {down.by_address} owns partition {self.partition} now", retry_after_ms=1000
+            f"instance {instance} at {address} owns partition {self.partition} now", retry_after_ms=1000
         )
 
     def _unavailable(self, reason: str) -> None:
@@ -295,28 +298,30 @@ class Lane:
     async def _before_next_attempt(self, delay: float) -> None:
         """At once after a fault of our own; while another instance is alive, as its standby.
 
-        A standby that has ghosts also watches the log for them: one that lands fences the owner, who then takes this
-        instance for the new one and becomes its standby, and the two would wait for each other for ever.
+        A standby that has ghosts also follows the log's Epochs: a ghost that lands fences the owner, who then takes
+        this instance for the new one and becomes its standby, and the two would wait for each other for ever.
         """
         if self.owner is None:
             await asyncio.sleep(delay * (0.5 + self.pipeline.random.random()))
             return
-        instance, address = self.owner
         missed = 0
         looked_to = self.end
         while missed < STANDBY_PROBES:
             await asyncio.sleep(1.0)
             if self._ghosts:
-                looked_to, haunted = await self._haunted(looked_to)
-                if haunted:
+                looked_to, newest = await self._newest_epoch(looked_to)
+                if newest is not None and newest.instance == self.pipeline.instance:
                     log.warning("a late record of ours has fenced the owner: taking over", partition=self.partition)
                     return
+                if newest is not None:
+                    self._owned_by(newest.instance, newest.address)
+            instance, address = self.owner
             missed = 0 if await self.pipeline.probe(address, instance) else missed + 1
-        log.warning("the owner does not answer any more: taking over", partition=self.partition, owner=instance)
+        log.warning("the owner does not answer any more: taking over", partition=self.partition, owner=self.owner[0])
 
-    async def _haunted(self, start: int) -> tuple[int, bool]:
-        """Whether the last Epoch from ``start`` on is a ghost of ours; with where the next look begins."""
-        haunted, at = False, start
+    async def _newest_epoch(self, start: int) -> tuple[int, Epoch | None]:
+        """The last Epoch from ``start`` on, if there is one; with where the next look begins."""
+        newest, at = None, start
         try:
             async with (
                 asyncio.timeout(self.pipeline.append_timeout_ms / 1000),
@@ -324,13 +329,13 @@ class Lane:
             ):
                 async for batch in reading:
                     for offset, data in batch:
-                        head = header(data, partition=self.partition, offset=offset)
-                        if head.kind == EPOCH:
-                            haunted = head.token in self._ghosts
+                        if header(data, partition=self.partition, offset=offset).kind == EPOCH:
+                            newest = decode(data, partition=self.partition, offset=offset)
                         at = offset + 1
         except (TimeoutError, LogError):
-            return start, False
-        return at, haunted
+            return start, None
+        assert newest is None or isinstance(newest, Epoch)
+        return at, newest
 
 
 class _Replay:

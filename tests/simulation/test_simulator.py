@@ -135,7 +135,8 @@ def test_the_verb_names_the_faults_there_are(capsys: pytest.CaptureFixture[str])
 # ---------------------------------------------------------------- what it has found
 
 
-def test_a_late_epoch_does_not_leave_two_standbys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["alone", "under one of a dead process"])
+def test_a_late_epoch_does_not_leave_two_standbys(tmp_path: Path, another: bool) -> None:
     """An Epoch of a dead attempt fences the owner: its author, a standby by then, must take over, or nobody does."""
     calm = replace(plan(0, Cut(commands=(), without=FAULTS)), instances=2, partitions=1)
     world = World(calm, tmp_path)
@@ -153,7 +154,8 @@ def test_a_late_epoch_does_not_leave_two_standbys(tmp_path: Path) -> None:
         await until_owned_by(early)
         await until_owned_by(second.boot())
         await asyncio.sleep(5)
-        world.judge.landed(0, world.storage.append(0, [late]), [late])
+        landing = [late, encode(Epoch(SCHEMA, b"nobody's", 0, "m0.0", "m0:0"))] if another else [late]
+        world.judge.landed(0, world.storage.append(0, landing), landing)
         async with asyncio.timeout(10):
             await until_owned_by(early)
 
