@@ -274,10 +274,12 @@ class Delivery:
         """True for 2xx, False for a known refusal; raises `Unreachable` when there was no known answer for too long."""
         import httpx
 
+        from coordinator.gateway.request import encode_key
+
         assert self._client is not None
         headers = {
             "content-type": "application/json",
-            "idempotency-key": f"{item['command_id']}/{item['step']}",
+            "idempotency-key": encode_key(f"{item['command_id']}/{item['step']}"),  # as the gateway sent it
             "coordinator-replay": "true",
             "coordinator-position": item["position"],
         }
