@@ -241,7 +241,7 @@ class World:
         for order in self.plan.orders:
             shown: CommandView | None = None
             until = self.loop.time() + HEAL_S
-            while shown is None and self.loop.time() < until:
+            while (shown is None or shown.state not in FINAL) and self.loop.time() < until:  # its ack may be under way
                 for process in self.living():
                     with contextlib.suppress(Gone, CoordinatorError):
                         shown = await process.ask(partial(show, order.id), 5)
