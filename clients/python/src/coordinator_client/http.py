@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -58,6 +59,7 @@ class HttpEndpoint:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S, pool=None),
             verify=verify,
+            trust_env=not _is_local(self.address),  # a proxy of the environment is not for this machine
         )
 
     async def submit(self, submission: dict[str, Any], progress: Progress) -> Any:
@@ -154,6 +156,14 @@ def _translated(address: str) -> Iterator[None]:
         raise ConnectionLost.unreached(f"cannot reach {address}: {type(why).__name__} {why}".rstrip()) from None
     except (httpx.HTTPError, httpx.StreamError) as why:
         raise ConnectionLost(f"{address}: {type(why).__name__} {why}".rstrip()) from None
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _whole_ms(seconds: float) -> int:
