@@ -290,7 +290,8 @@ def _undone(engine: Engine, command: Command, execution: Execution, among: set[s
             if command.skip_parked:
                 continue
             return False
-        if name not in command.work and not _waits(engine, command, step.retry_at, now):
+        # After a requeue a later undo may be under way already: still one at a time.
+        if not command.work and not _waits(engine, command, step.retry_at, now):
             _call_undo(engine, command, name, call, now)
         return False
     return clean

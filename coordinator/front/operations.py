@@ -7,11 +7,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine.state import Command
 from coordinator.engine.transitions import legal_states
 from coordinator.errors import IllegalState
 from coordinator.front.base import Base
 from coordinator.model.command import CommandView, Operation
-from coordinator.model.records import SCHEMA, Registered
+from coordinator.model.records import SCHEMA, Control, Registered
 
 
 class Operations(Base):
@@ -30,10 +31,7 @@ class Operations(Base):
     ) -> CommandView:
         command = self.live(id)
         if command is None:
-            state = self.view_of(id).state.value
-            raise IllegalState(
-                f"{operation.value} is not legal: the command is {state}", legal_states=legal_states(operation)
-            )
+            raise self._ended(id, operation)
         replaced = Raw(msgspec.msgpack.encode(input)) if replace_input else None
         for what, size in (
             ("input", 0 if replaced is None else len(bytes(replaced))),
@@ -41,14 +39,22 @@ class Operations(Base):
             ("by", len(by)),
         ):
             self.check_size(what, size)
-        now = self.pipeline.now()
+        now, earlier = self.pipeline.now(), _controls(command)
         if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
             self.pipeline.pump()
             lane = self.pipeline.lanes[command.partition]
             await lane.settled()
             if operation is Operation.ABORT:  # its end was proposed by then: the answer shows it
                 await lane.settled()
+            if command.finished is not None and _controls(command) == earlier:
+                raise self._ended(id, operation)  # its end came first in the log: the request changed nothing
         return self.view_of(id)
+
+    def _ended(self, id: str, operation: Operation) -> IllegalState:
+        state = self.view_of(id).state.value
+        return IllegalState(
+            f"{operation.value} is not legal: the command is {state}", legal_states=legal_states(operation)
+        )
 
     async def set_breaker(self, service: str, state: Literal["open", "closed", "auto"]) -> dict[str, Any]:
         found = self.engine.services.get(service)
@@ -73,3 +79,8 @@ class Operations(Base):
         await lane.settled()
         self.registry.check(name, version, content)  # another content may have been first in the log
         return True
+
+
+def _controls(command: Command) -> int:
+    """How many requests of operators the command has taken."""
+    return sum(type(record) is Control for _, record in command.history)
