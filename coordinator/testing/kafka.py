@@ -154,6 +154,12 @@ class Node:
     def paused(self) -> bool:
         return self.running and _life(self.pid)[0] in "Tt"
 
+    @property
+    def stopped(self) -> bool:
+        """Whether all its threads are stopped: the signal reaches them one by one."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] in "Tt" for stat in threads)
+
     def launch(self, properties: Mapping[str, object], jvm: tuple[str, ...]) -> None:
         data = self.directory / "data"
         if not (data / "meta.properties").is_file():  # what Kafka's storage formatter would write
@@ -278,8 +284,11 @@ class Cluster:
             time.sleep(0.01)
 
     def pause(self, number: int) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
-        self._node(number, running=True).signal(signal.SIGSTOP)
+        """SIGSTOP: connections stay open, nothing is answered.  Returns when every thread of it stands still."""
+        node = self._node(number, running=True)
+        node.signal(signal.SIGSTOP)
+        while not node.stopped:
+            time.sleep(0.005)
 
     def resume(self, number: int) -> None:
         """SIGCONT."""
