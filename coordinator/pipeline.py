@@ -48,6 +48,7 @@ from coordinator.model.call import Answer, Call
 from coordinator.model.command import CommandView
 from coordinator.model.ids import CommandId, partition_of, position
 from coordinator.model.records import (
+    NIL,
     CommandRecord,
     Epoch,
     Outcome,
@@ -200,7 +201,11 @@ class Lane:
         self.writing = records
         pipeline = self.pipeline
         began, asked_at = pipeline.loop.time(), pipeline.now()
-        base = await owned.append(encoded)
+        try:
+            base = await owned.append(encoded)
+        except (SteppedDown, LogError):
+            pipeline.metrics.append_failed()
+            raise
         if self._failure is not None:
             return  # it is in the log, and the next replay finds it
         self.writing = []
@@ -523,7 +528,8 @@ class Pipeline:
         for command in output.finished:
             finished = finished_command(command)
             self.view.put(finished)
-            self.metrics.finished(finished.type, finished.state, (command.touched - command.submitted.at) / 1000)
+            kind = finished.type if command.submitted.definition == NIL else "definition"  # a client named that one
+            self.metrics.finished(kind, finished.state, (command.touched - command.submitted.at) / 1000)
             if command.id in watchers:
                 place = position(command.partition, finished.end)
                 view = views.command_view(command, self.engine.registry.planned(command.submitted))

@@ -204,7 +204,7 @@ def _explain_work(work: Any, now: float) -> dict[str, Any]:
         "undo": work.undo,
         "service": service.name,
         "why": "blocked" if work.blocked else "delayed" if work.delayed else work.stage.value,
-        "calls": work.tried,
+        "attempts": work.tried,
         "error": msgspec.to_builtins(failure_view(work.failure)),
         "since": timestamp(work.first_at) if work.first_at else None,
         "next_retry_at": timestamp(due) if work.stage is Stage.DELAYED and due is not None else None,

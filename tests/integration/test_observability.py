@@ -154,7 +154,7 @@ async def test_an_explanation_says_what_it_waits_for(client: httpx.AsyncClient, 
             told = (await client.get("/v1/commands/stuck/explain")).json()
     (wait,) = told["waits"]
     assert (wait["step"], wait["service"]) == ("reserve", "stock")
-    assert wait["calls"] >= 1
+    assert wait["attempts"] >= 1
     assert {"next_retry_at", "breaker", "since", "error"} <= set(wait)
     assert told["since"]
     assert told["owner"]["epoch"] >= 0

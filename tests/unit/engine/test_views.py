@@ -186,7 +186,7 @@ def test_an_explanation_names_owner_slots_deadline_and_the_next_retry() -> None:
     assert (found["for_ms"], found["deadline"]) == (50, views.timestamp(1_060_000))
     waits = found["waits"]
     assert isinstance(waits, list)
-    assert (waits[0]["calls"], waits[0]["next_retry_at"]) == (1, views.timestamp(1_000_200))
+    assert (waits[0]["attempts"], waits[0]["next_retry_at"]) == (1, views.timestamp(1_000_200))
 
 
 def test_code_that_waits_is_explained() -> None:
