@@ -15,9 +15,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := coordinator bench clients/python tests
+SOURCES := coordinator bench clients/python tests deploy
 
-.PHONY: setup demo test check fast fuzz bench proto lock clean kafka
+.PHONY: setup demo test check fast fuzz bench proto lock clean kafka deploy-check sim
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -53,6 +53,14 @@ fuzz: $(READY)
 
 bench: $(READY) kafka
 	@$(BIN)/python -m bench
+
+# Every Kubernetes version whose schemas are here; `make test` looks at the oldest and the newest.
+deploy-check: $(READY)
+	@$(BIN)/python deploy/check.py
+
+# The whole daemon from seeds: `make sim MINUTES=10`.
+sim: $(READY)
+	@$(BIN)/python -m coordinator.testing.simulator --minutes $(or $(MINUTES),1)
 
 # The jars once, into ~/.cache: a test that starts Kafka then only starts it.
 kafka: $(READY)
