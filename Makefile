@@ -5,6 +5,7 @@
 #   test    all of it: style, types, layers, tests (with a real Kafka, fetched once)
 #   check   style, types and layers only             fast    the tests that need no socket
 #   fuzz    the decoders under random input          bench   what it costs, beside the floors
+#   soak    commands of every kind while daemons are killed and stopped at random; minutes
 #   proto   generated code of proto/                 lock    the newest dependencies that pyproject.toml allows
 #   clean   everything that the above has made here
 #
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := coordinator bench clients/python tests deploy
 
-.PHONY: setup demo test check fast fuzz bench proto lock clean kafka deploy-check sim
+.PHONY: setup demo test check fast fuzz bench soak proto lock clean kafka deploy-check sim
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -65,6 +66,11 @@ sim: $(READY)
 # The jars once, into ~/.cache: a test that starts Kafka then only starts it.
 kafka: $(READY)
 	@test -n "$$KAFKA_BOOTSTRAP" || $(BIN)/python -m coordinator.testing.kafka install
+
+soak: $(READY) kafka
+	@$(BIN)/python -m tests.integration.soak
+	@$(BIN)/python -m tests.integration.soak --rivals 2
+	@$(BIN)/python -m tests.integration.soak --rivals 2 --log kafka
 
 proto: $(READY)
 	@PYTHON=$(BIN)/python scripts/generate_proto.sh

@@ -156,7 +156,8 @@ class Lane:
                 self._unavailable(f"the log does not answer: {error}")
             except Unavailable as error:
                 self._unavailable(error.detail)
-            except CorruptLog:
+            except CorruptLog as error:
+                self._unavailable(str(error))
                 raise
             except Exception as error:
                 log.exception("a mistake of this program: the partition starts over from its log")

@@ -1,6 +1,6 @@
 """A soak: commands of every kind, services that misbehave, and a daemon that is killed with -9 again and again.
 
-    python -m tests.integration.soak --commands 500 --kills 8 [--log sqlite|kafka] [--seed N]
+    python -m tests.integration.soak --commands 500 --kills 8 [--rivals 2] [--log sqlite|kafka] [--seed N]
 
 Nothing here knows how the daemon works.  Clients submit until they are told "accepted"; services keep a ledger of what
 arrived and what took effect, in one common order; at the end `audit` compares what clients were told with the ledger:
@@ -9,6 +9,11 @@ arrived and what took effect, in one common order; at the end `audit` compares w
 - a completed command has each of its steps' effects, any other has none left: each was taken back after it was made;
 - what is recorded as outcome is what the service answered;
 - no forward call follows an undo of the same command, and its fences never go back.
+
+With rivals, several daemons share the log: they are killed, and stopped and continued, while the others take over.  A
+call that one of them had under way when it lost the partition may then arrive late.  A service that forgets its own
+refusals, as these do, must look at the fence to be safe from that, so these do: a call of an older epoch than it has
+seen for the command is refused.  The order of arrivals is not judged then, but every effect is.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import asyncio
 import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -106,6 +112,7 @@ class Ledgers:
         self.arrivals: list[Arrival] = []
         self.answered: dict[str, Any] = {}  # by key: what the service has done
         self.refused: Counter[str] = Counter()
+        self.epochs: dict[str, int] = {}  # by command: the newest seen
         self.ended: dict[str, int] = {}  # command: how many arrivals there were when a client saw it final
 
 
@@ -158,13 +165,18 @@ class Service:
 
     def _take(self, path: str, headers: dict[str, str], body: dict[str, Any], *, unable: bool) -> tuple[int, Any]:
         ledgers, key = self.ledgers, headers["idempotency-key"]
+        command = key.partition("/")[0]
         fence = tuple(int(part) for part in headers["coordinator-fence"].split("."))
+        newest = ledgers.epochs[command] = max(fence[0], ledgers.epochs.get(command, 0))
         known = key in ledgers.answered
         declined = 0 if known else int(body.get("decline", 0))
-        refuse = not unable and (declined < 0 or ledgers.refused[key] < declined)
-        effect = not (unable or known or refuse)
+        late = fence[0] < newest
+        refuse = not unable and not late and (declined < 0 or ledgers.refused[key] < declined)
+        effect = not (unable or known or refuse or late)
         place = len(ledgers.arrivals)
-        ledgers.arrivals.append(Arrival(place, key.partition("/")[0], key, path == "/undo", fence, effect))
+        ledgers.arrivals.append(Arrival(place, command, key, path == "/undo", fence, effect))
+        if late:
+            return 409, {"error": "an older fence"}
         if refuse:
             ledgers.refused[key] += 1
             return 409, {"error": "declined"}
@@ -174,15 +186,17 @@ class Service:
 
 
 class Soak:
-    """One run.  ``log`` is the [log] section of the configuration."""
+    """One run.  ``log`` is the [log] section of the configuration, ``rivals`` how many daemons share it."""
 
-    def __init__(self, directory: Path, log: str, *, commands: int, kills: int, seed: int, clients: int = 24) -> None:
+    def __init__(self, directory: Path, log: str, *, commands: int, kills: int, seed: int, rivals: int = 1) -> None:
         self.directory = directory
         self.log = log
         self.count = commands
         self.kills = kills
         self.chance = random.Random(seed)
-        self.clients = clients
+        self.clients = 24
+        self.rivals = rivals
+        self.daemons: list[Daemon] = []
         self.ledgers = Ledgers()
         self.accepted: dict[str, dict[str, Any]] = {}
         self.faults: list[str] = []
@@ -191,29 +205,62 @@ class Soak:
     async def run(self) -> Counter[str]:
         """Returns how many commands ended in which state; what is wrong is in ``faults``."""
         services = [await Service(name, self.ledgers, self.chance).start() for name in NAMES]
-        self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / "soak_app.py").write_text(APP)
-        daemon = Daemon(self.directory, self._config(services), app="soak_app:app")
+        text = self._config(services)
+        for number in range(self.rivals):
+            directory = self.directory / str(number)
+            directory.mkdir(parents=True)
+            (directory / "soak_app.py").write_text(APP)
+            self.daemons.append(Daemon(directory, text, app="soak_app:app"))
         try:
-            await asyncio.to_thread(daemon.start)
-            async with httpx.AsyncClient(base_url=daemon.http, timeout=30) as client:
+            for daemon in self.daemons:
+                await asyncio.to_thread(daemon.start)
+            async with httpx.AsyncClient(timeout=30) as client:
                 submitting = asyncio.create_task(self._submit_all(client))
                 for _ in range(self.kills):
                     await asyncio.sleep(self.chance.uniform(0.1, 1.2))
-                    daemon.kill()
-                    await asyncio.to_thread(daemon.start)
+                    await self._trouble(self.chance.choice(self.daemons))
                 await submitting
                 for service in services:
                     service.calm = True
                 states = await self._finals(client)
                 await self._audit(client)
-            if (code := await asyncio.to_thread(daemon.stop)) != 0:
-                self.faults.append(f"the daemon ended with {code} on SIGTERM")
+            for daemon in self.daemons:
+                if (code := await asyncio.to_thread(daemon.stop)) != 0:
+                    self.faults.append(f"a daemon ended with {code} on SIGTERM")
         finally:
-            daemon.close()
+            for daemon in self.daemons:
+                daemon.close()
             for service in services:
                 service.stop()
         return states
+
+    async def _trouble(self, daemon: Daemon) -> None:
+        """kill -9 and a new start; or, where somebody else can take over meanwhile, a stop for a while."""
+        if self.rivals > 1 and self.chance.random() < 0.5:
+            daemon.signal(signal.SIGSTOP)
+            await asyncio.sleep(self.chance.uniform(0.2, 5))
+            daemon.signal(signal.SIGCONT)
+            return
+        daemon.kill()
+        daemon.spawn()
+        await asyncio.to_thread(daemon.listening)
+
+    async def _send(self, client: httpx.AsyncClient, method: str, path: str, **rest: Any) -> httpx.Response | None:
+        """One request to any of the daemons; None when it was not answered."""
+        daemon = self.chance.choice(self.daemons)
+        try:
+            return await client.request(method, f"{daemon.http}{path}", timeout=15, **rest)
+        except httpx.TransportError as error:
+            self.refusals[type(error).__name__] += 1
+            return None
+
+    async def _ask_until_told(self, client: httpx.AsyncClient, path: str, **rest: Any) -> Any:
+        """What the owner says to a GET; a problem's text if it is none to be waited out."""
+        while True:
+            answer = await self._send(client, "GET", path, **rest)
+            if answer is not None and answer.status_code != 503:
+                return answer.json()
+            await asyncio.sleep(0.02)
 
     def _config(self, services: list[Service]) -> str:
         lines = ["[coordinator]", 'name = "soak"', "max_commands = 400", 'slow_retry_interval = "50ms"']
@@ -259,10 +306,8 @@ class Soak:
 
     async def _until_accepted(self, client: httpx.AsyncClient, command: dict[str, Any]) -> None:
         while True:
-            try:
-                answer = await client.post("/v1/commands", json=command, timeout=15)
-            except httpx.TransportError as error:
-                self.refusals[type(error).__name__] += 1
+            answer = await self._send(client, "POST", "/v1/commands", json=command)
+            if answer is None:
                 await asyncio.sleep(0.05)
                 continue
             if answer.status_code in (200, 202):
@@ -284,15 +329,13 @@ class Soak:
 
     async def _ask(self, client: httpx.AsyncClient, id: str, operation: str) -> bool:
         while True:
-            with contextlib.suppress(httpx.TransportError):
-                answer = await client.post(f"/v1/commands/{id}/{operation}", json={"reason": "soak"})
-                if answer.status_code == 409 and "legal_states" not in answer.json():
-                    self.faults.append(f"{id}: {operation} refused with {answer.text}")
-                if answer.status_code in (200, 409):
-                    return answer.status_code == 200
-                if answer.status_code != 503:
+            answer = await self._send(client, "POST", f"/v1/commands/{id}/{operation}", json={"reason": "soak"})
+            if answer is not None and answer.status_code != 503:
+                if answer.status_code not in (200, 409) or (answer.status_code == 409) != (
+                    "legal_states" in answer.text
+                ):
                     self.faults.append(f"{id}: {operation} answered {answer.status_code} {answer.text}")
-                    return False
+                return answer.status_code == 200
             await asyncio.sleep(0.05)
 
     async def _finals(self, client: httpx.AsyncClient) -> Counter[str]:
@@ -301,7 +344,9 @@ class Soak:
         for id in self.accepted:
             view = {"state": "?"}
             while view.get("state") not in FINAL and time.monotonic() < deadline:
-                view = (await client.get(f"/v1/commands/{id}", params={"wait": "10s"})).json()
+                view = await self._ask_until_told(client, f"/v1/commands/{id}", params={"wait": "10s"})
+                if view.get("status") == 404:
+                    break
             self.ledgers.ended[id] = len(self.ledgers.arrivals)
             states[view.get("state", "?")] += 1
         return states
@@ -316,8 +361,11 @@ class Soak:
         for id in arrivals.keys() - self.accepted.keys():
             self.faults.append(f"{id}: called, but never accepted")
         for id in self.accepted:
-            view = (await client.get(f"/v1/commands/{id}")).json()
-            history = (await client.get(f"/v1/commands/{id}/history")).json()
+            view = await self._ask_until_told(client, f"/v1/commands/{id}")
+            if view.get("state") not in FINAL:
+                self.faults.append(f"{id}: accepted, and now {view.get('state') or view}")
+                continue
+            history = await self._ask_until_told(client, f"/v1/commands/{id}/history")
             self._audit_one(id, view, history, arrivals[id])
 
     def _audit_one(self, id: str, view: dict[str, Any], history: Any, arrivals: list[Arrival]) -> None:
@@ -325,10 +373,11 @@ class Soak:
             self.faults.append(f"{id}: {text}")
 
         kinds = Counter(entry["kind"] for entry in history)
-        if view.get("state") not in FINAL or kinds["Submitted"] != 1 or history[-1]["kind"] != "Finished":
-            fault(f"is {view.get('state')} with the records {dict(kinds)}")
-            return
+        if kinds["Submitted"] != 1 or history[-1]["kind"] != "Finished":
+            fault(f"is {view['state']} with the records {dict(kinds)}")
         self._audit_effects(id, view, arrivals)
+        if self.rivals > 1:
+            return
         if arrivals and arrivals[-1].at >= self.ledgers.ended[id]:
             fault("was called after its end")
         undone_at = min((each.at for each in arrivals if each.undo), default=len(self.ledgers.arrivals))
@@ -363,6 +412,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Soak a daemon that is killed again and again.")
     parser.add_argument("--commands", type=int, default=500)
     parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--rivals", type=int, default=1, help="how many daemons share the log")
     parser.add_argument("--log", choices=("sqlite", "kafka"), default="sqlite")
     parser.add_argument("--bootstrap", help="a Kafka that runs; else one is started")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
@@ -379,7 +429,14 @@ def main() -> int:
             log += (
                 f'\nkind = "kafka"\nbootstrap = "{bootstrap}"\ntopic = "{topic}"\npartitions = 3\nappend_timeout = "3s"'
             )
-        soak = Soak(Path(scratch) / "daemon", log, commands=options.commands, kills=options.kills, seed=options.seed)
+        soak = Soak(
+            Path(scratch) / "daemons",
+            log,
+            commands=options.commands,
+            kills=options.kills,
+            seed=options.seed,
+            rivals=options.rivals,
+        )
         began = time.monotonic()
         states = asyncio.run(soak.run())
     print(f"seed {options.seed}: {time.monotonic() - began:.1f} s, {len(soak.ledgers.arrivals)} calls, {dict(states)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import shutil
 import signal
@@ -271,3 +272,23 @@ async def test_a_broker_that_hangs_and_one_that_is_killed(world: World, daemons:
             views = [await client.get(f"/v1/commands/{id}", params={"wait": "10s"}) for id in accepted]
             assert Counter(view.json()["state"] for view in views) == {"completed": 60}
         assert len(world["payments"].remembered) == 60
+
+
+async def test_a_record_of_nobody_in_the_tail_stops_the_daemon(
+    world: World, daemons: list[Daemon], tmp_path: Path
+) -> None:
+    """Found while running, it is what it is at a start: told by offset and kind, nothing skipped, nobody called."""
+    daemon = await started(daemons, tmp_path, config(tmp_path, world))
+    assert daemon.process is not None
+    async with httpx.AsyncClient(base_url=daemon.http, timeout=30) as client:
+        await client.post("/v1/commands", params={"wait": "5s"}, json=order("o-1"))
+        with sqlite3.connect(tmp_path / "data" / "log.sqlite3") as log:
+            (end,) = log.execute("SELECT max(offset) + 1 FROM log_0").fetchone()
+            log.execute("INSERT INTO log_0 VALUES (?, ?)", (end, b"\xff no record"))
+        log.close()
+        with contextlib.suppress(httpx.TransportError):  # it may have found it by itself
+            assert_log_unavailable(await client.post("/v1/commands", json=order("o-2")))
+    assert await asyncio.to_thread(daemon.process.wait, 10) == 1
+    assert f"offset {end}" in daemon.text()
+    assert "Traceback" not in daemon.text()
+    assert "o-2/reserve" not in world["stock"].keys()  # noqa: SIM118
