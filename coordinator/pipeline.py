@@ -181,7 +181,8 @@ class Lane:
         self.epoch = epoch
         self.owner = None
         told, self.end = self.end, epoch + 1
-        self.acquired_at = self._heard_at = self.pipeline.now()
+        self.acquired_at = self.pipeline.now()
+        self._heard_at = self.acquired_at - FRESH_MS - 1  # a replay takes long enough for somebody else's Epoch
         self.acting = True
         self.pipeline.engine.open(self.partition, owned.token, epoch)
         took = self.acquired_at - began

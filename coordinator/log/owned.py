@@ -227,7 +227,7 @@ class OwnedPartition:
         self._busy = True
         looked = False
         try:
-            async with asyncio.timeout(self._append_timeout_s):
+            async with asyncio.timeout(self._append_timeout_s * _SEARCH_SHARE):  # an append may be waiting for us
                 end = await self._log.end(self.partition)
             if end > owner.verified:
                 await self._read(owner, Read(owner.verified, None))
