@@ -22,7 +22,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
@@ -94,6 +94,14 @@ def _tame_client_logs() -> None:
             talker = logging.getLogger(name)
             if not any(isinstance(each, _Sparingly) for each in talker.filters):
                 talker.addFilter(_Sparingly())
+
+
+def _raise(code: int, sentence: str) -> NoReturn:
+    """A broker that has not heard of the new topic yet, or looks for its leader, is asked again; the rest is final."""
+    error = for_code(code)
+    if error.retriable or error is UnknownTopicOrPartitionError:
+        raise error(sentence)
+    raise StartupError(sentence)
 
 
 class KafkaLog:
@@ -170,7 +178,7 @@ class KafkaLog:
             await self._create(admin, self._replication or copies, brokers)
             topic = await self._created(admin)
         elif topic["error_code"]:
-            raise StartupError(f"topic {self.topic!r}: {for_code(topic['error_code']).__name__}")
+            _raise(topic["error_code"], f"topic {self.topic!r}: {for_code(topic['error_code']).__name__}")
         settings = await self._settings(admin)
         if wrong := self._faults(topic, settings, copies):
             raise StartupError(
@@ -213,9 +221,7 @@ class KafkaLog:
         [answer] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, self.topic)])
         code, message, _, _, entries = answer.resources[0][:5]
         if code:
-            raise StartupError(
-                f"the settings of topic {self.topic!r} cannot be read: {message or for_code(code).__name__}"
-            )
+            _raise(code, f"the settings of topic {self.topic!r} cannot be read: {message or for_code(code).__name__}")
         return {entry[0]: entry[1] for entry in entries}
 
     def _faults(self, topic: dict[str, Any], settings: dict[str, str], copies: int) -> list[str]:
