@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 
 from coordinator.engine.views import timestamp
 from coordinator.errors import InvalidPayload, LogUnavailable
+from coordinator.lane import Lane
 from coordinator.log.base import LogError
 from coordinator.model.ids import parse_position, position
 from coordinator.model.records import Outcome, unraw
-from coordinator.pipeline import Lane, Pipeline
+from coordinator.pipeline import Pipeline
 from coordinator.transport.base import OutcomeItem
 from coordinator.wire.codec import decode
 

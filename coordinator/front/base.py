@@ -12,10 +12,11 @@ from coordinator.engine import views
 from coordinator.engine.registry import Registry
 from coordinator.engine.state import Command
 from coordinator.errors import InvalidPayload, Stopping, TooLarge, UnknownCommand, UnknownService
+from coordinator.lane import Lane
 from coordinator.model.command import CommandView
 from coordinator.model.durations import parse_duration
 from coordinator.model.ids import CommandId, partition_of
-from coordinator.pipeline import Lane, Pipeline
+from coordinator.pipeline import Pipeline
 
 
 class Base:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from coordinator.lane import Lane
 from coordinator.model.call import Call
 from coordinator.model.command import CommandView, Operation, State
 from coordinator.model.records import (
@@ -26,7 +27,6 @@ from coordinator.model.records import (
     Undone,
     unraw,
 )
-from coordinator.pipeline import Lane
 from coordinator.testing.simulator.plan import steps_of
 from coordinator.transport.base import Event
 from coordinator.wire.codec import decode, encode

@@ -18,11 +18,12 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.errors import CoordinatorError
 from coordinator.front import CoordinatorFront
+from coordinator.lane import Lane
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import Record
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
-from coordinator.pipeline import Lane, Pipeline, shown
+from coordinator.pipeline import Pipeline, shown
 from coordinator.server.clock import Clock
 from coordinator.server.metrics import Metrics
 from coordinator.testing.simulator.plan import SERVICES, app
