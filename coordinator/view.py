@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -329,10 +329,14 @@ class View:
         attributes: dict[str, str],
         limit: int,
         before: tuple[int, str] | None,
+        partitions: Collection[int] | None = None,
     ) -> list[tuple[int, CommandView]]:
-        """Up to ``limit`` finished commands that match, newest first, below the cursor ``before`` (submitted_at,
-        id)."""
+        """Up to ``limit`` finished commands that match, newest first, below the cursor ``before`` (submitted_at, id);
+        of all partitions, or of these only."""
         where, values = ["1"], list[Any]()
+        if partitions is not None:
+            where.append(f"partition IN ({','.join(['?'] * len(partitions))})")
+            values += partitions
         for column, wanted in (("state", state), ("type", type)):
             if wanted is not None:
                 where.append(f"{column}=?")
@@ -349,6 +353,8 @@ class View:
         found = {(at, id): (partition, self._decoded(records)) for at, id, partition, records in rows}
         for recent in [*self._flushing.values(), *self._pending.values()]:
             place = (recent.submitted_at, recent.id)
+            if partitions is not None and recent.partition not in partitions:
+                continue
             if matches(recent, state, type, attributes) and (before is None or place < before):
                 found[place] = (recent.partition, recent.records)
         return [(place[0], self._shown(*found[place])) for place in sorted(found, reverse=True)[:limit]]
