@@ -46,6 +46,9 @@ def command(engine: Engine, command: Command, now: float) -> None:
     """Decides what follows for one command whose fold, or whose work, has changed."""
     if command.finished is not None or command.finishing:
         return
+    if command.partition in engine.held:
+        engine.withhold(command.work.values())
+        return
     if command.aborted:
         command.failure = Failure("aborted", command.reason or "aborted by an operator")
         engine.propose(command, _end(command, State.ABORTED, now))

@@ -104,6 +104,7 @@ class Engine:
         self._records: list[tuple[int, Record]] = []
         self._finished: list[Command] = []
         self._frozen = False
+        self.held: set[int] = set()  # partitions that are being handed over
 
     # ------------------------------------------------------------ ownership
 
@@ -120,6 +121,7 @@ class Engine:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
         shard = self.shards.pop(partition, None)
         self.replaying.pop(partition, None)
+        self.held.discard(partition)
         self._records = [(at, record) for at, record in self._records if at != partition]
         self.reserved = {id: kept for id, kept in self.reserved.items() if kept[1] != partition}
         commands = list(shard.commands.values()) if shard else []
@@ -451,6 +453,20 @@ class Engine:
             command.finishing or any(not work.delayed for work in command.work.values())
             for command in self.commands.values()
         ) + len(self.reserved)
+
+    def hold(self, partition: int, *, held: bool) -> None:
+        """Starts no more calls for the partition's commands, which are about to be somebody else's; or does again."""
+        (self.held.add if held else self.held.discard)(partition)
+        shard = self.shards.get(partition)
+        if shard is not None:
+            self._dirty.update(shard.commands)
+
+    def calling(self, partition: int) -> bool:
+        """Whether a call of the partition's commands is still to be answered."""
+        shard = self.shards.get(partition)
+        return shard is not None and any(
+            work.stage is Stage.CALLING for command in shard.commands.values() for work in command.work.values()
+        )
 
     def freeze(self) -> None:
         """Starts no more calls: the daemon is about to stop."""
