@@ -10,6 +10,11 @@ A lane calls nobody on stale knowledge.  Most calls follow an append, and its ac
 retry follows nothing, and somebody else may have taken over since.  So a call that comes more than `FRESH_MS` after the
 last word from the log is held back until the lane has looked: under load that costs nothing, and of a process that was
 stopped for a while and goes on, no service hears.
+
+Where several instances share the log, the group says when a lane acquires (`summon`) and when it hands over (`let_go`):
+no new calls then; when those under way are answered nothing more is taken in, what is left is appended, and the heir is
+told that the partition is free.  Where there is no group, a lane acquires at once, and one that was fenced stands by
+until the owner does not answer any more.
 """
 
 from __future__ import annotations
@@ -67,6 +72,12 @@ class Lane:
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ghosts = 0  # own attempts whose Epoch was never found: it may still land
+        self._summons = asyncio.Event()
+        self.standing_by = False
+        self._heir: str | None = None  # who is to own the partition instead of us
+        self._let_go_at = 0.0  # when calls under way are not waited for any more (loop's time)
+
+    # ------------------------------------------------------------ what is asked of it
 
     def push(self, record: Record) -> None:
         self.outbox.append(record)
@@ -103,15 +114,47 @@ class Lane:
         self._failure = error
         self.wake.set()
 
+    @property
+    def since(self) -> int | None:
+        """When the partition was acquired (ms); None while it is not owned."""
+        return self.acquired_at if self.acting else None
+
+    def summon(self) -> None:
+        """The group: the partition ought to be ours."""
+        self._summons.set()
+
+    def let_go(self, heir: str | None) -> None:
+        """The group: the partition ought to be that instance's; None: it is to stay."""
+        if heir == self._heir:
+            return
+        pipeline = self.pipeline
+        if self._heir is None or heir is None:
+            pipeline.engine.hold(self.partition, held=heir is not None)
+            pipeline.schedule()
+        if self._heir is None:
+            self._let_go_at = pipeline.loop.time() + pipeline.settle_s
+            pipeline.loop.call_later(pipeline.settle_s, self.wake.set)
+            log.info("handing over", partition=self.partition, to=heir)
+        self._heir = heir
+        self.wake.set()
+
+    # ------------------------------------------------------------ life
+
     async def run(self) -> None:
         """Owns the partition for as long as the process lives; ends only by cancellation or a corrupt log."""
         delay = REACQUIRE_FIRST_S
+        group = self.pipeline.group
         while True:
+            if group is not None:
+                await self._summoned()
+                group.acquiring(self.partition)
             owned = self.pipeline.owned_partition(self.partition)
             try:
                 await self._acquire(owned)
                 delay = REACQUIRE_FIRST_S
-                await self._act(owned)
+                heir = await self._act(owned)
+                await self._hand_over(heir)
+                continue
             except SteppedDown as down:
                 self.pipeline.metrics.stepped_down(self.partition)
                 self._stepped_down(down)
@@ -127,13 +170,25 @@ class Lane:
                 self._unavailable(f"an internal error: {error!r}")
             finally:
                 self._close()
+                if group is not None:
+                    group.released(self.partition)
                 await owned.close()
-            await self._before_next_attempt(delay)
+            if group is None or self.owner is None:
+                await self._before_next_attempt(delay)
             delay = min(delay * 2, REACQUIRE_MAX_S)
+
+    async def _summoned(self) -> None:
+        self._summons.clear()
+        self.standing_by = True
+        try:
+            await self._summons.wait()
+        finally:
+            self.standing_by = False
 
     async def _acquire(self, owned: OwnedPartition) -> None:
         began = self.pipeline.now()
         self._failure = None
+        self._heir = None
         replay = Replay(self.pipeline.engine, self.pipeline.view, self.partition)
         self.epochs = replay.epochs
         self._ghosts += 1
@@ -151,15 +206,41 @@ class Lane:
         took = self.acquired_at - began
         log.info("partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took)
         self.pipeline.metrics.acquired(self.partition, epoch, took / 1000)
+        if self.pipeline.group is not None:
+            self.pipeline.group.acquired(self.partition, epoch)
         self.pipeline.on_acquired(self, told)
 
-    async def _act(self, owned: OwnedPartition) -> None:
+    async def _act(self, owned: OwnedPartition) -> str:
+        """Acts until the partition is to be handed over and nothing of ours is under way; returns to whom."""
         while self._failure is None:
             if self.outbox:
                 await self._append(owned)
+            elif self._heir is not None and self._settled(self._heir):
+                return self._heir
             elif self._held or not await self._woken():
                 await self._look(owned)
         raise self._failure
+
+    def _settled(self, heir: str) -> bool:
+        """Whether no call is under way that is worth waiting for; if so, nothing more is taken in."""
+        pipeline = self.pipeline
+        if self.acting:
+            if pipeline.loop.time() < self._let_go_at and pipeline.engine.calling(self.partition):
+                return False
+            self.acting = False
+            self.refusal = NoOwner(f"partition {self.partition} is being handed over to {heir}", retry_after_ms=50)
+        return not self.outbox
+
+    async def _hand_over(self, heir: str) -> None:
+        """Everything is in the log: tells who waits here that the partition is another's, and the heir to take it."""
+        group = self.pipeline.group
+        assert group is not None
+        member = group.succession.agreement.members.get(heir)
+        self._owned_by(heir, member.address if member else "")
+        self._close()
+        group.released(self.partition)
+        taken = await group.hand_over(self.partition, self.epoch, heir)
+        log.info("handed over", partition=self.partition, to=heir, taken=taken)
 
     async def _append(self, owned: OwnedPartition) -> None:
         records, encoded = self._batch(owned.token)
@@ -247,6 +328,8 @@ class Lane:
 
     def _owned_by(self, instance: str, address: str) -> None:
         self.owner = (instance, address)
+        if self.pipeline.group is not None and not self.standing_by:
+            self.pipeline.group.fenced(self.partition, instance, self.epoch)
         self.refusal = NoOwner(
             f"instance {instance} at {address} owns partition {self.partition} now", retry_after_ms=1000
         )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -52,8 +52,12 @@ from coordinator.view import View
 from coordinator.watchers import Watchers
 from coordinator.wire.codec import decode
 
+if TYPE_CHECKING:
+    from coordinator.cluster.group import Group
+
 log = structlog.get_logger(__name__)
 
+SETTLE_S = 2.0  # how long calls under way are waited for before their partition is handed over
 TIMER_S_MAX = 1.0  # of sleep, so that a clock that jumps ahead, or a machine that slept, is noticed
 
 
@@ -97,6 +101,8 @@ class Pipeline:
         self.lanes = [Lane(self, partition) for partition in range(log.partitions)]
         self.fatal: CorruptLog | None = None
         self.changed = asyncio.Event()  # set whenever a lane is acquired or lost
+        self.group: Group | None = None  # set before `run`, where instances share the log
+        self.settle_s = SETTLE_S
         self.view.on_damage = self._start_over
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -127,14 +133,14 @@ class Pipeline:
         self.pump()
 
     def closed(self, lane: Lane) -> None:
-        """A lane steps down: in-doubt submissions are told so; if somebody else owns it, all who watch are sent
-        there."""
+        """A lane steps down: in-doubt submissions are told so; if somebody else owns it, or may soon, all who watch are
+        told to look there."""
         doubtful = [id for id, (_, partition) in self.engine.reserved.items() if partition == lane.partition]
         gone = self.engine.close(lane.partition)
         self.changed.set()
         for id in doubtful:
             self.watchers.end(id, Event("error", id, error=lane.refusal))
-        if lane.owner is not None:
+        if lane.owner is not None or self.group is not None:
             for command in gone:
                 self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
         self.schedule()  # a probe that was dropped makes room for another partition's calls
