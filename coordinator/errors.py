@@ -20,6 +20,7 @@
     │   ├── Starting          starting              503
     │   ├── Stopping          stopping              503  this instance drains: go elsewhere
     │   ├── NoOwner           no_owner              503  another instance owns the partition
+    │   │   └── LinkLost      no_owner              503  the connection to the instance that owns it broke
     │   └── LogUnavailable    log_unavailable       503
     ├── WaitTimeout           deadline_exceeded     504  the caller's own deadline passed
     └── Internal              internal              500  our mistake, logged
@@ -27,11 +28,14 @@
 Each class has a stable ``code``, an HTTP and a gRPC status and whether the same request may be sent again.  The three
 transports and the clients read this table; nothing else maps errors.  Errors of aiokafka, grpc, sqlite3 and the HTTP
 clients never leave the module that talks to them.
+
+What another instance of the group has told comes back as the same class, with all that was said (`from_wire`).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 
 class CoordinatorError(Exception):
@@ -40,13 +44,15 @@ class CoordinatorError(Exception):
     ``detail`` is a sentence for a person: what was wrong, where, what is allowed.  ``retry_after_ms`` is the delay that
     the client should keep before it sends the same request again (only where ``retryable``).  ``extra`` has further
     JSON members of the answer (``legal_states``, ``services``, ``faults``: a list of ``{"path": …, "fault": …}``).
+
+    The five attributes below belong to the class; only an error that another instance told may differ (`from_wire`).
     """
 
-    code: ClassVar[str] = "internal"
-    title: ClassVar[str] = "Internal error"
-    http: ClassVar[int] = 500
-    grpc: ClassVar[str] = "INTERNAL"  # a name of grpc.StatusCode
-    retryable: ClassVar[bool] = False
+    code: str = "internal"
+    title: str = "Internal error"
+    http: int = 500
+    grpc: str = "INTERNAL"  # a name of grpc.StatusCode
+    retryable: bool = False
 
     def __init__(self, detail: str = "", *, retry_after_ms: int | None = None, **extra: Any) -> None:
         super().__init__(detail or self.title)
@@ -154,6 +160,11 @@ class NoOwner(Unavailable):
     code, title = "no_owner", "No owner"
 
 
+class LinkLost(NoOwner):
+    """The connection to the instance that was asked broke before its answer; what was asked may or may not have
+    happened, so ask again with the same id.  Clients see it as any other ``no_owner``."""
+
+
 class LogUnavailable(Unavailable):
     """The log did not confirm; what was asked may or may not have landed, so retry with the same id."""
 
@@ -184,8 +195,38 @@ class CorruptLog(StartupError):
 
 
 def tree(root: type[CoordinatorError] = CoordinatorError) -> dict[str, type[CoordinatorError]]:
-    """All classes by code: what transports and their tests iterate over."""
-    found = {root.code: root}
+    """All classes by code: what transports and their tests iterate over.  Of two with one code, the more general."""
+    found: dict[str, type[CoordinatorError]] = {}
     for child in root.__subclasses__():
         found.update(tree(child))
+    if root is not CoordinatorError:
+        found[root.code] = root
     return found
+
+
+# ---------------------------------------------------------------- errors that another instance told
+
+
+def from_wire(
+    code: str, title: str, detail: str, retryable: bool, retry_after_ms: int | None, extra: Mapping[str, Any]
+) -> CoordinatorError:
+    """The error that another instance told, to be told on: nothing of what it said is lost.
+
+    A code that only a later version knows is a plain CoordinatorError that carries it, and can be retried if that
+    instance said so.
+    """
+    kind = _BY_CODE.get(code)
+    if kind is None:
+        error = CoordinatorError(detail, retry_after_ms=retry_after_ms)
+        error.code, error.title = code, title or code
+        if retryable:
+            error.http, error.grpc = Unavailable.http, Unavailable.grpc
+    else:
+        error = kind(detail, retry_after_ms=retry_after_ms)
+    if error.retryable != retryable:
+        error.retryable = retryable
+    error.extra = dict(extra)
+    return error
+
+
+_BY_CODE = tree()

@@ -45,3 +45,33 @@ class Membership(Protocol):
     async def leave(self) -> None:
         """Leaves at once, so that the others need not wait for the session timeout; ends `run`.  Never hangs."""
         ...
+
+
+Unsubscribe = Callable[[], None]
+
+
+class Cluster(Protocol):
+    """What an instance tells the others of the group, and lets itself be asked by them (`transport.tcp` serves it).
+
+    Everything is called on the event loop.
+    """
+
+    @property
+    def leaving(self) -> bool:
+        """This instance drains: it takes nothing over any more, and hands over what it has."""
+        ...
+
+    def owned(self) -> Held:
+        """The partitions that this instance acts for now."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> Unsubscribe:
+        """Calls ``callback`` after each change of `owned` or `leaving`, until unsubscribed."""
+        ...
+
+    async def take(self, partition: int, epoch: int, by: str) -> bool:
+        """Instance ``by`` has let go of a partition that it held under ``epoch``: acquire it now.
+
+        Returns whether this instance takes it; False where it does not (it leaves too).  Raises CoordinatorError.
+        """
+        ...

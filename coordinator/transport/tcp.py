@@ -9,8 +9,14 @@ How others are kept safe from one peer:
 - It does not read: above ``write_buffer_high`` unsent bytes we stop reading from it and its streams pause; above
   ``write_buffer_max`` (or for ``idle_timeout_ms``) it is closed.  Its commands run on.
 - It holds memory in many connections: above ``buffers_total_max`` in all, the connection that holds most is closed.
+- There are too many: what is above ``connections_max`` is told so at its Hello, and may say one for at most
+  ``crowd_ms``; another instance of the group (`wire.connection`, ``peer``) is let in even then.
 - It must be told why: closing a socket with unread input makes the kernel discard what we sent last.  So a connection
   that we end is half-closed, its input read and dropped, until the peer closes it or ``linger_ms`` are over.
+
+Another instance of the group forwards what its own clients asked.  It is served by ``front.local`` where the Front has
+one, so that nothing is forwarded twice, and goes on being served while we drain: its clients know of one instance more
+than ours do.  It may ask for ``follow`` and ``take`` too (`cluster.base.Cluster`).
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ import ssl as ssl_module
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
 from coordinator.transport.base import Event, Front, Traffic, Unwatch
@@ -32,15 +38,20 @@ from coordinator.wire.frames import (
     Final,
     GoAway,
     Hello,
+    Nothing,
     OutcomesParams,
     Request,
     Response,
     StateChanged,
     Step,
     Submit,
+    TakeParams,
     WatchParams,
     read_params,
 )
+
+if TYPE_CHECKING:  # the layer above this one: here only a word
+    from coordinator.cluster.base import Cluster
 
 __all__ = ["Identity", "TcpServer", "TcpSettings"]
 
@@ -71,8 +82,12 @@ class TcpServer:
         ssl: ssl_module.SSLContext | None = None,
         traffic: Traffic | None = None,
         clock: Callable[[], int] = monotonic_ms,
+        cluster: Cluster | None = None,
     ) -> None:
+        """``cluster`` is what other instances are told of and may ask; without it they are refused."""
         self.front = front
+        self.local: Front = getattr(front, "local", front)
+        self.cluster = cluster
         self.settings = settings or TcpSettings()
         self.identity = identity or Identity()
         self.traffic = traffic or Traffic()
@@ -81,6 +96,7 @@ class TcpServer:
         self._host, self._port, self._ssl = host, port, ssl
         self._server: asyncio.Server | None = None
         self._peers: set[_Peer] = set()
+        self.members = 0  # how many of the connections are other instances'
         self._quiet = asyncio.Event()  # no sequence id is open anywhere
         self._empty = asyncio.Event()  # no connection is left
         self._held = 0
@@ -110,7 +126,10 @@ class TcpServer:
         )
 
     async def drain(self, grace_ms: int | None = None) -> None:
-        """Accepts no connection and no submission any more; tells every client to go elsewhere."""
+        """Accepts no connection and no submission of a client any more; tells everybody to go elsewhere.
+
+        Other instances that are connected are served until `close`: whether they may still submit, the Front decides.
+        """
         if self.draining:
             return
         self.draining = True
@@ -122,7 +141,7 @@ class TcpServer:
     async def close(self, grace_ms: int = 0) -> None:
         """Waits up to ``grace_ms`` for open requests to be answered, then closes all connections with an Error."""
         await self.drain(grace_ms)
-        await self._until(self._quiet, any(peer.in_flight for peer in self._peers), grace_ms)
+        await self._until(self._quiet, any(peer.awaited for peer in self._peers), grace_ms)
         for peer in list(self._peers):
             peer.end(Stopping("this instance is stopping", retry_after_ms=self.settings.retry_after_ms))
         # `end` itself gives up after linger_ms, so this wait is only a little longer than that.
@@ -146,14 +165,17 @@ class TcpServer:
         self._peers.add(peer)
         self.traffic.connected()
         limit = self.settings.connections_max
-        return f"{limit} connections are open, which is the limit" if len(self._peers) > limit else None
+        if len(self._peers) - self.members <= limit:
+            return None
+        return f"{limit} connections are open, which is the limit"
 
     def crowded(self) -> bool:
         """So many refused connections linger that there is no time left to be polite."""
-        return len(self._peers) > 2 * self.settings.connections_max
+        return len(self._peers) - self.members > 2 * self.settings.connections_max
 
     def left(self, peer: _Peer) -> None:
         self._peers.discard(peer)
+        self.members -= peer.is_member
         self.traffic.disconnected()
         if not self._peers:
             self._empty.set()
@@ -161,7 +183,7 @@ class TcpServer:
 
     def settled(self) -> None:
         """A peer has nothing open; matters only while we drain."""
-        if self.draining and not any(peer.in_flight for peer in self._peers):
+        if self.draining and not any(peer.awaited for peer in self._peers):
             self._quiet.set()
 
     def holds(self, change: int) -> None:
@@ -183,7 +205,10 @@ class _Peer(asyncio.Protocol):
         self._loop = loop
         self._settings = server.settings
         self._clock = server.clock
-        self._connection = Connection(server.settings, server.identity, server.clock())
+        self._front = server.front
+        self._connection = Connection(
+            server.settings, server.identity, server.clock(), peers=server.cluster is not None
+        )
         self._transport: asyncio.Transport
         self._watches: dict[int, Unwatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -193,11 +218,16 @@ class _Peer(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = False  # we closed it, or it is lost
+        self._refusal: LimitReached | None = None  # why it must go, unless its Hello is another instance's
+        self._following: set[int] = set()
+        self._write_buffer_max = server.settings.write_buffer_max
+        self.is_member = False
         self.held = 0
 
     @property
-    def in_flight(self) -> int:
-        return self._connection.in_flight
+    def awaited(self) -> int:
+        """Requests that will have an end: a `follow` goes on for as long as the connection does."""
+        return self._connection.in_flight - len(self._following)
 
     # ---------------------------------------------------------------------------------------------- from the socket
 
@@ -205,15 +235,37 @@ class _Peer(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self._settings.write_buffer_high)
         if refusal := self._server.joined(self):
-            self.end(LimitReached(refusal, retry_after_ms=self._settings.retry_after_ms))
-            if self._server.crowded():
-                self.abort()
+            self._refusal = LimitReached(refusal, retry_after_ms=self._settings.retry_after_ms)
+            if self._server.crowded() or not self._server.cluster:
+                self._refuse()
+            else:
+                self._timer = self._loop.call_later(self._settings.crowd_ms / 1000, self._refuse)
         else:
             self._rearm()
 
     def data_received(self, data: bytes) -> None:
-        if not self._ended:
-            self._perform(self._connection.receive(data, self._clock()))
+        if self._ended:
+            return
+        events = self._connection.receive(data, self._clock())
+        if self._refusal is not None:
+            if self._connection.hello is None and not self._connection.closing:
+                return  # not even its Hello is whole
+            if self._connection.peer is None:
+                self._refuse()
+                return
+            self._refusal = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        self._perform(events)
+
+    def _refuse(self) -> None:
+        """One connection too many: it is told so, instead of whatever else it would have been told."""
+        if self._refusal is not None and not self._ended:
+            self._connection.take()
+            self.end(self._refusal)
+            if self._server.crowded():
+                self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
@@ -248,21 +300,28 @@ class _Peer(asyncio.Protocol):
                 case Gone():
                     self._drop(event.seq)
                 case Hello():
-                    if self._server.draining:
-                        self._connection.announce(GoAway(0, "this instance is stopping"))
+                    self._greet()
         self._flush()
         self._rearm()
 
-    def _submit(self, frame: Submit) -> None:
-        self._server.traffic.requested()
-        seq = frame.seq
+    def _greet(self) -> None:
+        if self._connection.peer is not None:
+            self.is_member = True
+            self._front = self._server.local
+            self._write_buffer_max = max(self._settings.peer_write_buffer_max, self._settings.write_buffer_max)
+            self._server.members += 1
         if self._server.draining:
-            self._connection.fail(seq, self._stopping())
-            return
+            self._connection.announce(GoAway(0, "this instance is stopping"))
+
+    def _submit(self, frame: Submit) -> None:
+        seq = frame.seq
+        if not self.is_member:  # what another instance forwards, it has counted, and it decides where it goes
+            self._server.traffic.requested()
+            if self._server.draining:
+                self._connection.fail(seq, self._stopping())
+                return
         try:
-            _, self._watches[seq] = self._server.front.submit(
-                frame.submission, _Watcher(self, seq, frame.want), frame.want
-            )
+            _, self._watches[seq] = self._front.submit(frame.submission, _Watcher(self, seq, frame.want), frame.want)
         except CoordinatorError as error:
             self._connection.fail(seq, error)
         except Exception:
@@ -270,17 +329,23 @@ class _Peer(asyncio.Protocol):
             self._connection.fail(seq, Internal())
 
     def _request(self, frame: Request) -> None:
-        self._server.traffic.requested()
+        if not self.is_member:
+            self._server.traffic.requested()
         try:
-            params = read_params(frame)
+            params = read_params(frame, peer=self.is_member)
             work: Callable[[], Awaitable[None]]
             match params:
                 case WatchParams(id=id, after=after):
                     watcher = _Watcher(self, frame.seq, "events")
-                    self._watches[frame.seq] = self._server.front.watch(id, watcher, after)
+                    self._watches[frame.seq] = self._front.watch(id, watcher, after)
                     return
                 case OutcomesParams():
                     work = partial(self._stream_outcomes, frame.seq, params)
+                case Nothing() if frame.operation == "follow":
+                    work = partial(self._stream_ownership, frame.seq)
+                    self._following.add(frame.seq)
+                case TakeParams():
+                    work = partial(self._take, frame.seq, params)
                 case _:
                     work = partial(self._answer, frame.seq, frame.operation, params)
         except CoordinatorError as error:
@@ -295,17 +360,44 @@ class _Peer(asyncio.Protocol):
 
     async def _answer(self, seq: int, operation: str, params: Any) -> None:
         await self._until_writable()  # an answer is not even made for a client that does not take the ones before it
-        value = await HANDLERS[operation](self._server.front, params)
+        value = await HANDLERS[operation](self._front, params)
         self._connection.send(Response(seq, value), last=True)
 
     async def _stream_outcomes(self, seq: int, params: OutcomesParams) -> None:
-        async for items in self._server.front.outcomes(params.service, params.start, params.follow):
+        async for items in self._front.outcomes(params.service, params.start, params.follow):
             for at in range(0, len(items), OUTCOMES_PER_FRAME):
                 self._connection.send(Response(seq, items[at : at + OUTCOMES_PER_FRAME], more=True))
                 self._flush()
                 await asyncio.sleep(0)  # a long history is read for this client, not instead of the others
                 await self._until_writable()
         self._connection.send(Response(seq, []), last=True)
+
+    async def _stream_ownership(self, seq: int) -> None:
+        """What we own, first at once, then after each change; changes that come faster than they are read merge."""
+        cluster = self._server.cluster
+        assert cluster is not None, "without it nobody is a member"
+        changed, told = asyncio.Event(), None
+        unsubscribe = cluster.on_change(changed.set)
+        try:
+            while True:
+                await self._until_writable()
+                changed.clear()
+                value = {"owned": {str(each): epoch for each, epoch in cluster.owned().items()}}
+                now = value | {"leaving": cluster.leaving}
+                if now != told:
+                    told = now
+                    self._connection.send(Response(seq, now, more=True))
+                    self.flush_soon()
+                await changed.wait()
+        finally:
+            unsubscribe()
+
+    async def _take(self, seq: int, params: TakeParams) -> None:
+        cluster, by = self._server.cluster, self._connection.peer
+        assert cluster is not None, "without it nobody is a member"
+        assert by is not None, "strangers are refused by `read_params`"
+        taken = await cluster.take(params.partition, params.epoch, by)
+        self._connection.send(Response(seq, {"taken": taken}), last=True)
 
     async def _until_writable(self) -> None:
         """Asks again after each wake-up: of a thousand that wait, the first may have filled the buffer again."""
@@ -324,6 +416,7 @@ class _Peer(asyncio.Protocol):
         self.flush_soon()
 
     def _task_done(self, seq: int, task: asyncio.Task[None]) -> None:
+        self._following.discard(seq)
         if self._tasks.get(seq) is task:
             del self._tasks[seq]
 
@@ -382,13 +475,13 @@ class _Peer(asyncio.Protocol):
             self._hang_up()
             return
         # What is judged is the backlog from before: one long answer is no offence.
-        if self._transport.get_write_buffer_size() > self._settings.write_buffer_max:
+        if self._transport.get_write_buffer_size() > self._write_buffer_max:
             self.end(LimitReached("this client does not read its answers"))
             return
         if out := self._connection.take():
             self._transport.write(out)
         self._server.holds(self.recount_change())
-        if self.in_flight == 0:
+        if self.awaited == 0:
             self._server.settled()
 
     def announce(self, frame: GoAway) -> None:

@@ -11,6 +11,8 @@ What it guarantees, whatever the peer sends (proto/tcp.md has the rules):
 - At most ``in_flight_max`` sequence ids are open; one more is refused by itself.
 - Each open sequence id ends exactly once: by its last frame, by its deadline, by Forget, or with the connection.
   Frames that the program sends for an id that has ended are dropped here, so nobody else needs to know.
+- Another instance of the group (``options.peer`` in its Hello) is a client like any other, but one that carries many:
+  it gets the limits named ``peer_…``.  One of another group is refused, before anything that it sent is acted on.
 - A peer from which nothing came for ``idle_timeout_ms`` is gone; silence is broken by our Ping after
   ``ping_interval_ms``, so only a dead or stuck peer is silent that long.
 
@@ -91,6 +93,15 @@ class TcpSettings(Struct, frozen=True, kw_only=True):
     """The delay that a refusal for want of room asks for."""
     linger_ms: int = 1_000
     """How long a connection that we close may take to read the Error frame that says why."""
+    crowd_ms: int = 250
+    """How long one connection too many may take to say that it is another instance's, for which there is room."""
+    peer_in_flight_max: int = 65_536
+    """Open sequence ids of another instance's connection: one for each client of its that waits for us."""
+    peer_frame_bytes_max: int = 16 << 20
+    """The longest frame that is read from another instance, if `frame_bytes_max` is not longer: what it took in JSON
+    may be longer in msgpack."""
+    peer_write_buffer_max: int = 32 << 20
+    """`write_buffer_max` of another instance: thousands of its clients may get their answer in one moment."""
 
     def __post_init__(self) -> None:
         if not self.ping_interval_ms < self.idle_timeout_ms:
@@ -119,11 +130,14 @@ Received = Hello | Submit | Request | Gone
 class Connection:
     """The protocol state of one peer; see the module's docstring.  ``now`` is a monotonic time in milliseconds."""
 
-    def __init__(self, settings: TcpSettings, identity: Identity, now: int) -> None:
+    def __init__(self, settings: TcpSettings, identity: Identity, now: int, *, peers: bool = False) -> None:
+        """``peers``: whether other instances are served here; those that ask are refused otherwise."""
         self.settings = settings
         self.hello: Hello | None = None
+        self.peer: str | None = None  # the instance that is at the other end, if it is one of our group
         self.closing = False  # send what there is, then close; nothing is read any more
         self._identity = identity
+        self._peers = peers
         self._opened = self._heard = self._pinged = self._frame_began = now
         self._input = bytearray()  # one unfinished frame
         self._needed = 4  # bytes of it before anything can be decided
@@ -131,7 +145,8 @@ class Connection:
         self._open: dict[int, int | None] = {}  # sequence id -> deadline
         self._deadlines: list[tuple[int, int]] = []
         self._frame_bytes_max = settings.frame_bytes_max
-        self._peer_bytes_max: int | None = None
+        self._in_flight_max = settings.in_flight_max
+        self._told_bytes_max: int | None = None  # the longest frame that the other side reads
 
     # ------------------------------------------------------------------------------------------------- what it holds
 
@@ -220,26 +235,43 @@ class Connection:
                 f"this server {VERSION_MIN} to {VERSION_MAX}",
                 versions=[VERSION_MIN, VERSION_MAX],
             )
+        if frame.options.peer is not None:
+            self._welcome_peer(frame.options)
         self.hello = frame
-        self._peer_bytes_max = frame.options.frame_bytes_max
+        self._told_bytes_max = frame.options.frame_bytes_max
         settings, identity = self.settings, self._identity
         options = HelloOptions(
             instance=identity.instance,
             group=identity.group,
-            frame_bytes_max=settings.frame_bytes_max,
-            in_flight_max=settings.in_flight_max,
+            frame_bytes_max=self._frame_bytes_max,
+            in_flight_max=self._in_flight_max,
             idle_timeout_ms=settings.idle_timeout_ms,
             ping_interval_ms=settings.ping_interval_ms,
         )
         self._put(Hello(0, MAGIC, version, version, identity.name, options))
         events.append(frame)
 
+    def _welcome_peer(self, options: HelloOptions) -> None:
+        """Another instance wants to forward to us; raises Conflict if it must not."""
+        own = self._identity
+        if options.group != own.group:
+            raise Conflict(
+                f"instance {options.peer!r:.80} is of the group {options.group!r:.80}, this is {own.instance!r} of the "
+                f"group {own.group!r}: groups do not forward to each other",
+                group=own.group,
+            )
+        if not self._peers:
+            raise Conflict(f"instance {own.instance!r} works alone: nothing can be forwarded to it", group=own.group)
+        self.peer = options.peer
+        self._in_flight_max = self.settings.peer_in_flight_max
+        self._frame_bytes_max = max(self.settings.peer_frame_bytes_max, self.settings.frame_bytes_max)
+
     def _on_opening(self, frame: Submit | Request, now: int, events: list[Received]) -> None:
         seq = frame.seq
         if seq in self._open:
             self._put(error_frame(seq, Conflict(f"sequence id {seq} is open already; that one goes on")))
-        elif len(self._open) >= self.settings.in_flight_max:
-            limit = self.settings.in_flight_max
+        elif len(self._open) >= self._in_flight_max:
+            limit = self._in_flight_max
             refusal = LimitReached(
                 f"{limit} requests are open on this connection, which is its limit",
                 retry_after_ms=self.settings.retry_after_ms,
@@ -308,9 +340,9 @@ class Connection:
         except Exception as why:  # a value from a service or a definition that msgpack cannot hold
             self._replace(frame.seq, Internal(f"the answer cannot be encoded: {why}"))
             return
-        if self._peer_bytes_max is not None and length > self._peer_bytes_max and type(frame) in _CARRIERS:
+        if self._told_bytes_max is not None and length > self._told_bytes_max and type(frame) in _CARRIERS:
             del self._output[start:]
-            told = f"the answer has {length} bytes; this client reads frames up to {self._peer_bytes_max}"
+            told = f"the answer has {length} bytes; this client reads frames up to {self._told_bytes_max}"
             self._replace(frame.seq, TooLarge(told, bytes=length))
 
     def _replace(self, seq: int, error: CoordinatorError) -> None:

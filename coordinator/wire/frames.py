@@ -47,6 +47,7 @@ class HelloOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The open end of Hello: members that a side does not know are ignored.
 
     From the client: ``token`` (kept for authentication), ``frame_bytes_max`` (the longest frame it reads), ``trace``.
+    From another instance that acts as a client: ``peer``, which is its instance id, and its ``group``.
     From the server: its ``instance`` and ``group``, and the limits that it holds the client to.
     """
 
@@ -58,6 +59,7 @@ class HelloOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     in_flight_max: int | None = None
     idle_timeout_ms: int | None = None
     ping_interval_ms: int | None = None
+    peer: str | None = None
 
 
 class Hello(Struct, frozen=True, array_like=True, tag_field="type", tag=0):
@@ -194,7 +196,7 @@ CLIENT_TYPES: dict[int, type[Struct]] = _by_number(Hello, Submit, Request, Forge
 SERVER_TYPES: dict[int, type[Struct]] = _by_number(
     Hello, Accepted, Step, StateChanged, Final, Response, Error, Ping, Pong, GoAway
 )
-"""Frame classes by number.  9 is not used; 14 (Forward) and 15 (Redirect) are kept for instances among themselves."""
+"""Frame classes by number.  9, 14 and 15 are not used: what instances forward to each other are ordinary frames."""
 
 
 # ------------------------------------------------------------------------------------------ parameters of the Requests
@@ -255,6 +257,13 @@ class OutcomesParams(_Params, frozen=True):
     follow: bool = False
 
 
+class TakeParams(_Params, frozen=True):
+    """``epoch``: the one under which the asker held the partition; it has let go of it."""
+
+    partition: Annotated[int, Meta(ge=0)]
+    epoch: Annotated[int, Meta(ge=0)]
+
+
 class BreakerParams(_Params, frozen=True):
     service: str
     state: Literal["open", "closed", "auto"]
@@ -298,6 +307,27 @@ PARAMS: dict[str, type[_Params]] = {
     "definition_diagram": DrawDefinitionParams,
 }
 """Every operation of a Request and its parameters."""
+
+PEER_PARAMS: dict[str, type[_Params]] = {"follow": Nothing, "take": TakeParams}
+"""Operations that only another instance of the group may ask for, besides all others."""
+
+
+class Following(Struct, frozen=True):
+    """A value of ``follow``: what an instance owns (partition → epoch) and whether it is about to leave.
+
+    Keys of maps are strings on the wire; read it with `following`.
+    """
+
+    owned: dict[int, int]
+    leaving: bool = False
+
+
+def following(value: Any) -> Following:
+    """The value of a ``follow`` Response; raises Malformed."""
+    try:
+        return msgspec.convert(value, Following, strict=False)
+    except msgspec.ValidationError as why:
+        raise Malformed(f"unreadable answer to follow: {why}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------ to bytes
@@ -351,7 +381,7 @@ _client_decoder = msgspec.msgpack.Decoder(Hello | Submit | Request | Forget | Pi
 _server_decoder = msgspec.msgpack.Decoder(
     Hello | Accepted | Step | StateChanged | Final | Response | Error | Ping | Pong | GoAway
 )
-_params_decoders = {name: msgspec.msgpack.Decoder(params) for name, params in PARAMS.items()}
+_params_decoders = {name: msgspec.msgpack.Decoder(params) for name, params in (PARAMS | PEER_PARAMS).items()}
 
 # What a decoder may raise on bytes of strangers.  RecursionError: nesting deeper than the interpreter's stack allows.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
@@ -382,9 +412,14 @@ def read_from_server(body: bytes | bytearray | memoryview) -> ServerFrame:
     return frame
 
 
-def read_params(request: Request) -> Any:
-    """The parameters of a Request, as the class that `PARAMS` names; raises Malformed or InvalidPayload."""
+def read_params(request: Request, peer: bool = False) -> Any:
+    """The parameters of a Request, as the class that `PARAMS` names; raises Malformed or InvalidPayload.
+
+    ``peer``: who asks is another instance of the group, and may ask for what `PEER_PARAMS` names too.
+    """
     decoder = _params_decoders.get(request.operation)
+    if request.operation in PEER_PARAMS and not peer:
+        raise Malformed(f"{request.operation!r} is for the instances of the group among themselves")
     if decoder is None:
         raise Malformed(f"unknown operation {request.operation!r:.80}; known are {', '.join(sorted(PARAMS))}")
     try:
