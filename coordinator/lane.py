@@ -119,6 +119,11 @@ class Lane:
         """When the partition was acquired (ms); None while it is not owned."""
         return self.acquired_at if self.acting else None
 
+    @property
+    def going(self) -> bool:
+        """Whether it is being handed over, or on its way to be acquired."""
+        return not self.acting and not self.standing_by
+
     def summon(self) -> None:
         """The group: the partition ought to be ours."""
         self._summons.set()

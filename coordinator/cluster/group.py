@@ -59,7 +59,6 @@ class Group:
         self,
         me: Member,
         partitions: int,
-        membership: Membership,
         *,
         name: str,
         now: Callable[[], int],
@@ -68,7 +67,6 @@ class Group:
         self.me = me
         self.now = now
         self.succession = Succession(me, partitions)
-        self.membership = membership
         self.peers = Peers(
             me,
             group=name,
@@ -80,23 +78,24 @@ class Group:
         self._seats: Sequence[Seat] = ()
         self._held: dict[int, int] = {}
         self._followers: list[Callable[[], None]] = []
-        self._left = asyncio.Event()
+        self._membership: Membership | None = None
 
     # ------------------------------------------------------------ life
 
-    async def run(self, seats: Sequence[Seat]) -> None:
+    async def run(self, seats: Sequence[Seat], membership: Membership) -> None:
         """Takes part until cancelled."""
         self._seats = seats
-        membership = asyncio.create_task(self.membership.run(self._agreed), name="membership")
+        self._membership = membership
+        running = asyncio.create_task(membership.run(self._agreed), name="membership")
         try:
             while True:
                 self.look()
                 await asyncio.sleep(LOOK_S)
-                if membership.done():
-                    membership.result()
+                if running.done():
+                    running.result()
         finally:
-            membership.cancel()
-            await asyncio.gather(membership, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     def retire(self) -> None:
         """We are leaving: nothing more is acquired, and what is owned goes to whoever can take it."""
@@ -106,7 +105,8 @@ class Group:
 
     async def leave(self) -> None:
         """All that could be handed over has been: the others need not wait for us."""
-        await self.membership.leave()
+        if self._membership is not None:
+            await self._membership.leave()
         await self.peers.close()
 
     # ------------------------------------------------------------ what is heard

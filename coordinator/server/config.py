@@ -74,6 +74,10 @@ def _positive(value: int) -> str | None:
     return None if value > 0 else "a duration longer than 0"
 
 
+def _session(value: int) -> str | None:
+    return None if 1_000 <= value <= 300_000 else "a duration from 1s to 5m"
+
+
 def _listener(value: str) -> str | None:
     if value in OFF:
         return None
@@ -82,6 +86,17 @@ def _listener(value: str) -> str | None:
     except ValueError as fault:
         return f"{str(fault).removeprefix('an address is ')}; port 0 picks a free one, off disables it"
     return None
+
+
+def _advertised(value: str) -> str | None:
+    if value == "" or re.fullmatch(r"[^\s\[\]:/@]+|\[[0-9A-Fa-f:.%a-z]+\]", value):
+        return None
+    try:
+        if split_address(value)[1] > 0:
+            return None
+    except ValueError:
+        pass
+    return "host or host:port, for example 10.0.0.7 or coordinator-0.coordinator:7070"
 
 
 def _brokers(value: str) -> str | None:
@@ -162,6 +177,8 @@ class Coordinator(Section, frozen=True, kw_only=True):
     retry_jitter: Duration = Duration(100)
     suspend: Literal["service", "coordinator"] = "service"
     drain_timeout: Duration = Duration(25_000)
+    dedupe_horizon: Interval = Duration(3_600_000)  # for how long after its end a command's id is surely known
+    recovery_target: Interval = Duration(5_000)  # how long the replay of a partition may take: Snapshots follow it
 
 
 class LogSection(Section, frozen=True, kw_only=True):
@@ -174,6 +191,8 @@ class LogSection(Section, frozen=True, kw_only=True):
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 6  # of Kafka; fixed once the log exists; few: batches shrink
     replication: Annotated[int, Meta(ge=0, le=15)] = 0  # of a topic that is created; 0: 3, or 1 on fewer than 3 brokers
     append_timeout: Interval = Duration(10_000)  # then the client is told log_unavailable
+    session_timeout: Annotated[Duration, _checked(_session)] = Duration(6_000)  # of Kafka's group: a hung instance
+    retain: Duration = Duration(0)  # what is older, and not needed any more, is deleted; 0: everything is kept
 
 
 class Listen(Section, frozen=True, kw_only=True):
@@ -182,6 +201,7 @@ class Listen(Section, frozen=True, kw_only=True):
     http: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:9090"
     tcp: Address = "127.0.0.1:7070"
+    advertise: Annotated[str, _checked(_advertised)] = ""  # host[:port] at which the others reach the TCP listener
 
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Host and port by transport, of those that are on."""
