@@ -53,7 +53,7 @@ class Seat(Protocol):
 
 
 class Group:
-    """See the module.  ``now`` gives milliseconds that never go back."""
+    """See the module.  ``now`` gives milliseconds that never go back; ``peers`` makes the links (a simulation its own)."""
 
     def __init__(
         self,
@@ -63,11 +63,12 @@ class Group:
         name: str,
         now: Callable[[], int],
         session_timeout_ms: int = 6_000,
+        peers: Callable[..., Peers] = Peers,
     ) -> None:
         self.me = me
         self.now = now
         self.succession = Succession(me, partitions)
-        self.peers = Peers(
+        self.peers = peers(
             me,
             group=name,
             on_died=self._died,
