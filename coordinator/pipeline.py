@@ -41,6 +41,7 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Snapshot,
     StepFailed,
     Submitted,
     Undone,
@@ -174,7 +175,7 @@ class Pipeline:
         engine, watchers, partition = self.engine, self.watchers, lane.partition
         for offset, record in enumerate(records, base):
             engine.apply(partition, offset, record)
-            if len(watchers) and not isinstance(record, (Registered, Epoch)) and record.id in watchers:
+            if len(watchers) and not isinstance(record, (Registered, Epoch, Snapshot)) and record.id in watchers:
                 self._tell(partition, offset, record)
         self.pump()
         lane.settle(len(records))

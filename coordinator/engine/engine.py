@@ -92,6 +92,7 @@ class Engine:
         self.commands: dict[CommandId, Command] = {}
         self.shards: dict[int, Shard] = {}
         self.replaying: dict[int, dict[CommandId, Command]] = {}
+        self.definitions: dict[int, dict[tuple[str, int], tuple[int, Registered]]] = {}  # first in each partition's log
         self.services = {name: Service(each, settings, random) for name, each in services.items()}
         self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
         self.slots: set[CommandId] = set()
@@ -121,6 +122,7 @@ class Engine:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
         shard = self.shards.pop(partition, None)
         self.replaying.pop(partition, None)
+        self.definitions.pop(partition, None)
         self.held.discard(partition)
         self._records = [(at, record) for at, record in self._records if at != partition]
         self.reserved = {id: kept for id, kept in self.reserved.items() if kept[1] != partition}
@@ -156,6 +158,7 @@ class Engine:
         else:
             if isinstance(record, Registered):
                 self.registry.add(record.name, record.version, record.content)
+                self.definitions.setdefault(partition, {}).setdefault((record.name, record.version), (offset, record))
             return None
         command.touched = max(command.touched, record.at)
         command.history.append((offset, record))  # type: ignore[arg-type]

@@ -152,6 +152,43 @@ class Timer(Struct, frozen=True, array_like=True, tag_field="kind", tag=7):
     name: str
 
 
+Piece = tuple[int, bytes]
+"""A record's offset and its bytes, or some of them: the same offset again means that the bytes go on."""
+
+
+class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
+    """One part of the state below the offset ``covered`` (`engine.snapshots` makes and reads them).
+
+    The parts of one snapshot share ``snapshot``, 8 random bytes, and are numbered from 0; the last one says in
+    ``parts`` how many there are, the others say 0: while the first is written nobody knows yet.  Other records may lie
+    between.
+
+    Read on from ``covered`` with ``token_in_force``, whatever stands between there and the snapshot: its own place
+    means nothing, and neither does its own token.  ``identity`` is the token of the partition's first Epoch, by which a
+    view knows its log when that Epoch is gone.
+
+    What it has: the valid records below ``covered`` of each uncompleted command, as they were encoded; the Registered
+    records; the quarantine, an entry for each offset; ``receipts`` of finished commands (`admission.receipts`; one
+    sorted run over all the parts); and, with the last part, the ``chain`` of earlier snapshots as (covered, position,
+    time in ms).
+    """
+
+    schema: int
+    token: bytes
+    at: int
+    snapshot: bytes
+    part: int
+    parts: int
+    covered: int
+    token_in_force: bytes
+    identity: bytes
+    commands: list[tuple[CommandId, list[Piece]]] = []
+    definitions: list[Piece] = []
+    quarantine: list[Piece] = []
+    receipts: bytes = b""
+    chain: list[tuple[int, int, int]] = []
+
+
 class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
     """The command's end; nothing after it counts."""
 
@@ -177,14 +214,14 @@ class Registered(Struct, frozen=True, array_like=True, tag_field="kind", tag=10)
     by: str = ""
 
 
-Record = Epoch | Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished | Registered
+Record = Epoch | Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Snapshot | Finished | Registered
 CommandRecord = Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished
 
 KINDS: Final[dict[int, type[Struct]]] = {
     kind.__struct_config__.tag: kind  # type: ignore[misc]
-    for kind in (Epoch, Submitted, Outcome, StepFailed, Undone, Signal, Control, Timer, Finished, Registered)
+    for kind in (Epoch, Submitted, Outcome, StepFailed, Undone, Signal, Control, Timer, Snapshot, Finished, Registered)
 }
-"""Numbers of the kinds.  8 is kept for Snapshot (DESIGN section 3)."""
+"""The kinds by their numbers."""
 
 
 def raw(value: Any) -> Raw:

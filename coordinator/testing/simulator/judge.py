@@ -21,6 +21,7 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Snapshot,
     StepFailed,
     Submitted,
     Timer,
@@ -117,7 +118,7 @@ class Judge:
             valid = record.token == self.token[partition]
             log.append((record, valid))
             self._world.note("landed", partition, offset, valid, data)
-            if valid and not isinstance(record, (Epoch, Registered)):
+            if valid and not isinstance(record, (Epoch, Registered, Snapshot)):
                 self._count(partition, offset, record)
 
     def _count(self, partition: int, offset: int, record: CommandRecord) -> None:
