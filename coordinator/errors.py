@@ -21,7 +21,8 @@
     │   ├── Stopping          stopping              503  this instance drains: go elsewhere
     │   ├── NoOwner           no_owner              503  another instance owns the partition
     │   │   └── LinkLost      no_owner              503  the connection to the instance that owns it broke
-    │   └── LogUnavailable    log_unavailable       503
+    │   ├── LogUnavailable    log_unavailable       503
+    │   └── LogCorrupt        corrupt_log           503  the partition stopped at a record that cannot be read
     ├── WaitTimeout           deadline_exceeded     504  the caller's own deadline passed
     └── Internal              internal              500  our mistake, logged
 
@@ -171,6 +172,12 @@ class LogUnavailable(Unavailable):
     code, title = "log_unavailable", "Log unavailable"
 
 
+class LogCorrupt(Unavailable):
+    """The command's partition stopped at a record that must not be passed over, and waits for its operator."""
+
+    code, title = "corrupt_log", "Log corrupt"
+
+
 class WaitTimeout(CoordinatorError):
     code, title, http, grpc, retryable = "deadline_exceeded", "Deadline exceeded", 504, "DEADLINE_EXCEEDED", True
 
@@ -191,7 +198,14 @@ class ConfigError(StartupError):
 
 
 class CorruptLog(StartupError):
-    """A record that cannot be read, of an unknown kind or of a newer schema; the text names partition, offset, kind."""
+    """A record that cannot be read, of an unknown kind or of a newer schema; the text names partition, offset, kind.
+
+    ``damaged`` is the record, where it is one (`model.damaged.Damaged`).
+    """
+
+    def __init__(self, text: str, *, damaged: Any = None) -> None:
+        super().__init__(text)
+        self.damaged = damaged
 
 
 def tree(root: type[CoordinatorError] = CoordinatorError) -> dict[str, type[CoordinatorError]]:
