@@ -28,7 +28,7 @@ that the session's order broke, and then the log's history is not the one that w
 *Down* is for ever.  All that was not settled is dropped; a new ownership with a new token must read the log again.
 
 The machine asks for what it needs with a `Move` (`settle`) and is told what came of it; who drives it does the I/O
-(`log.owned`).  The rules were model checked; which shortcut loses what is listed in DESIGN section 4.
+(`log.owned`).  The rules are model checked, and each shortcut past one of them is shown to lose something: docs/spec.
 """
 
 from __future__ import annotations

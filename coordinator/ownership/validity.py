@@ -6,7 +6,8 @@ itself the judge: the moment a new Epoch lands, everything that the former owner
 reader alike, without clocks, leases or trust in who believes to be the owner.
 
 State is a fold over the valid records only.  To judge a record one must know the token in force before it; a reader
-that begins in the middle of a log and knows none cannot judge, and any guess was shown to lose or to invent decisions.
+that begins in the middle of a log and knows none cannot judge, and any guess was shown to lose or to invent decisions
+(docs/spec, where the rule is model checked).
 """
 
 from __future__ import annotations
