@@ -6,6 +6,7 @@
 #   check   style, types and layers only             fast    the tests that need no socket
 #   fuzz    the decoders under random input          bench   what it costs, beside the floors
 #   soak    commands of every kind while daemons are killed and stopped at random; minutes
+#   spec    the protocol, every interleaving of a model (docs/spec); needs Debian's spin and gcc
 #   proto   generated code of proto/                 lock    the newest dependencies that pyproject.toml allows
 #   clean   everything that the above has made here
 #
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := coordinator bench clients/python tests deploy
 
-.PHONY: setup demo test check fast fuzz bench soak proto lock clean kafka deploy-check sim
+.PHONY: setup demo test check fast fuzz bench soak proto lock clean kafka deploy-check sim spec
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -71,6 +72,10 @@ soak: $(READY) kafka
 	@$(BIN)/python -m tests.integration.soak
 	@$(BIN)/python -m tests.integration.soak --rivals 2
 	@$(BIN)/python -m tests.integration.soak --rivals 2 --log kafka
+
+# The model of docs/spec: what must hold holds, each known shortcut is found broken.  Needs nothing of $(VENV).
+spec:
+	@$(PYTHON) scripts/spec.py
 
 proto: $(READY)
 	@PYTHON=$(BIN)/python scripts/generate_proto.sh
