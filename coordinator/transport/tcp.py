@@ -430,7 +430,7 @@ class _Peer(asyncio.Protocol):
             case "accepted":
                 only = want == "accepted"
                 view = event.view if only else None
-                connection.send(Accepted(seq, event.id, event.position, event.attached, view), last=only)
+                connection.send(Accepted(seq, event.id, event.position, event.attached, view, event.state), last=only)
                 if only and (unwatch := self._watches.pop(seq, None)):
                     self._loop.call_soon(unwatch)  # as in _drop
             case "step":

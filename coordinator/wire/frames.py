@@ -118,13 +118,15 @@ class Forget(Struct, frozen=True, array_like=True, tag_field="type", tag=3):
 
 
 class Accepted(Struct, frozen=True, array_like=True, tag_field="type", tag=4):
-    """The command is durable.  ``view`` comes where this is the last frame for ``seq`` (want = accepted)."""
+    """The command is durable.  ``view`` comes where this is the last frame for ``seq`` (want = accepted), ``state`` is
+    its state then."""
 
     seq: Seq
     id: str
     position: str
     attached: bool
     view: CommandView | None = None
+    state: str = ""
 
 
 class Step(Struct, frozen=True, array_like=True, tag_field="type", tag=5):

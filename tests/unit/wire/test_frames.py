@@ -13,7 +13,17 @@ import pytest
 from coordinator.errors import InvalidPayload, LimitReached, Malformed, tree
 from coordinator.model.command import Submission
 from coordinator.wire import frames
-from coordinator.wire.frames import CLIENT_TYPES, PARAMS, SERVER_TYPES, FrameFault, Request, Response, Submit
+from coordinator.wire.frames import (
+    CLIENT_TYPES,
+    PARAMS,
+    PEER_PARAMS,
+    SERVER_TYPES,
+    Following,
+    FrameFault,
+    Request,
+    Response,
+    Submit,
+)
 
 VECTORS = Path(__file__).parents[3] / "proto" / "vectors"
 VALID = json.loads((VECTORS / "frames.json").read_text())["frames"]
@@ -82,11 +92,26 @@ def test_every_frame_type_has_a_vector_from_each_side_that_sends_it() -> None:
 def test_every_operation_has_a_vector_whose_parameters_are_read() -> None:
     """No operation is left out of the vectors, and their parameters pass the strict decoder."""
     requests = [vector for vector in VALID if vector["frame"] == "Request"]
-    assert {vector["fields"]["operation"] for vector in requests} == set(PARAMS)
+    known = PARAMS | PEER_PARAMS
+    assert {vector["fields"]["operation"] for vector in requests} == set(known)
     for vector in requests:
         frame = frames.read(unhex(vector["hex"])[4:])
         assert isinstance(frame, Request)
-        assert type(frames.read_params(frame)) is PARAMS[frame.operation]
+        assert type(frames.read_params(frame, peer=True)) is known[frame.operation]
+
+
+def test_what_instances_ask_of_each_other_is_nobody_elses() -> None:
+    """A stranger who asks for follow or take is told that they are not for it."""
+    for operation in PEER_PARAMS:
+        with pytest.raises(Malformed, match="instances of the group"):
+            frames.read_params(Request(1, operation))
+
+
+def test_ownership_is_read_with_numbers_for_keys() -> None:
+    """Maps have string keys on the wire; who reads `follow` gets partitions and epochs as numbers."""
+    assert frames.following({"owned": {"0": 12, "3": 1841}}) == Following({0: 12, 3: 1841}, leaving=False)
+    with pytest.raises(Malformed):
+        frames.following({"owned": {"zero": 12}})
 
 
 @named([vector for vector in INVALID if vector["error"]["seq"]])

@@ -62,6 +62,7 @@ class Accepted(Struct, frozen=True, array_like=True, tag_field="type", tag=4):
     position: str
     attached: bool
     view: dict[str, Any] | None = None
+    state: str = "running"
 
 
 class Step(Struct, frozen=True, array_like=True, tag_field="type", tag=5):

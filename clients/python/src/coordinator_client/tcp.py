@@ -397,7 +397,7 @@ def _event(frame: ServerFrame) -> Event:
     match frame:
         case Accepted():
             command = command_of(frame.view) if frame.view else None
-            return Event(kind="accepted", id=frame.id, position=frame.position, state="running", command=command)
+            return Event(kind="accepted", id=frame.id, position=frame.position, state=frame.state, command=command)
         case Step():
             return Event(kind="step", id=frame.id, position=frame.position, state=frame.state, record=frame.record)
         case State():
