@@ -36,7 +36,7 @@ def ids(many: int) -> list[str]:
 
 
 def test_every_kind_of_record_has_its_handler() -> None:
-    """Those that belong to a command are folded by a handler; of the other four the engine applies two and passes over two."""
+    """Those of a command are folded by a handler; of the other four the engine applies two and passes over two."""
     union = set(Record.__args__)
     assert set(HANDLERS) | {Submitted, Registered, Epoch, Snapshot} == union
     assert set(HANDLERS) & {Submitted, Registered, Epoch, Snapshot} == set()
