@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.state import Command
+from coordinator.model.damaged import Damaged
 from coordinator.model.records import Epoch, Record
 from coordinator.view import FinishedCommand, View
-from coordinator.wire.codec import encode
+from coordinator.wire.codec import stored
 
 
 class Replay:
@@ -20,7 +21,7 @@ class Replay:
         self.count = 0
         self._watermark = 0
 
-    def records(self, batch: list[tuple[int, Record]]) -> None:
+    def records(self, batch: list[tuple[int, Record | Damaged]]) -> None:
         engine, partition = self.engine, self.partition
         for offset, record in batch:
             if isinstance(record, Epoch):
@@ -46,5 +47,5 @@ def finished_command(command: Command) -> FinishedCommand:
         partition=command.partition,
         fingerprint=submitted.fingerprint,
         attributes=submitted.attributes,
-        records=[(offset, encode(record)) for offset, record in command.history],
+        records=[(offset, stored(record)) for offset, record in command.history],
     )

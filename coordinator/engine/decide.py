@@ -1,6 +1,6 @@
 """What follows from a command's fold: the one place where the course of a command is decided.
 
-    paused? → call nothing new          aborted? → end          poison? → wait for an operator
+    aborted? → end          quarantined, paused? → call nothing new          poison? → wait for an operator
     forward: call every pending step; exec has returned → resolve and undo what was left behind → completed
     ending:  (a) resolve: call every step in doubt until its outcome is known, even if this instance never called it
              (b) undo what is recorded, one at a time, in reverse order of the recorded outcomes
@@ -52,6 +52,10 @@ def command(engine: Engine, command: Command, now: float) -> None:
     if command.aborted:
         command.failure = Failure("aborted", command.reason or "aborted by an operator")
         engine.propose(command, _end(command, State.ABORTED, now))
+        return
+    if command.quarantined is not None:
+        engine.stop_waiting(command)
+        engine.withhold(command.work.values())
         return
     execution = _synchronise(engine, command, now)
     if command.paused:

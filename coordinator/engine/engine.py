@@ -11,14 +11,16 @@ slots and timers are the instance's.  One writer, the pipeline, so there are no 
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Raw
 
 from coordinator.admission import gate
-from coordinator.engine import decide
-from coordinator.engine.kinds import HANDLERS
+from coordinator.engine import decide, faults, quarantine
+from coordinator.engine.kinds import HANDLERS, refold
+from coordinator.engine.quarantine import Entry, Quarantine
 from coordinator.engine.registry import Registry
 from coordinator.engine.service import Service, Stage, Work
 from coordinator.engine.state import Command, Contrary
@@ -26,7 +28,8 @@ from coordinator.engine.transitions import legal, legal_states
 from coordinator.errors import IllegalState, InvalidPayload, UnknownStep
 from coordinator.model.call import Answer, Call, Verdict
 from coordinator.model.command import FINAL, Operation, State
-from coordinator.model.ids import CommandId
+from coordinator.model.damaged import SUBMITTED, Damaged
+from coordinator.model.ids import CommandId, partition_of
 from coordinator.model.records import (
     NIL,
     SCHEMA,
@@ -43,6 +46,7 @@ from coordinator.model.records import (
     Undone,
 )
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
+from coordinator.wire.codec import encode
 
 if TYPE_CHECKING:
     from random import Random
@@ -92,6 +96,10 @@ class Engine:
         self.commands: dict[CommandId, Command] = {}
         self.shards: dict[int, Shard] = {}
         self.replaying: dict[int, dict[CommandId, Command]] = {}
+        self.quarantined: defaultdict[int, Quarantine] = defaultdict(Quarantine)
+        self.partitions: int | None = None  # of the whole log, where that is known
+        self._clocks: dict[int, int] = {}  # by partition: the time of the last record
+        self._listed: list[tuple[int, Entry]] = []
         self.definitions: dict[int, dict[tuple[str, int], tuple[int, Registered]]] = {}  # first in each partition's log
         self.services = {name: Service(each, settings, random) for name, each in services.items()}
         self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
@@ -122,6 +130,9 @@ class Engine:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
         shard = self.shards.pop(partition, None)
         self.replaying.pop(partition, None)
+        self.quarantined.pop(partition, None)
+        self._clocks.pop(partition, None)
+        self._listed = [(at, entry) for at, entry in self._listed if at != partition]
         self.definitions.pop(partition, None)
         self.held.discard(partition)
         self._records = [(at, record) for at, record in self._records if at != partition]
@@ -139,28 +150,38 @@ class Engine:
 
     # ------------------------------------------------------------ the fold
 
-    def apply(self, partition: int, offset: int, record: Record) -> Command | None:
-        """Folds one durable, valid record; returns the command it belongs to.
+    def apply(self, partition: int, offset: int, record: Record | Damaged) -> Command | None:
+        """Folds one durable, valid record, or what stands in its place; returns the command it belongs to.
 
-        The record joins the command's history.  The same function live and on replay.
+        The record joins the command's history.  The same function live and on replay.  Raises CorruptLog for a
+        definition that cannot be applied: any command may rest on it.
         """
         shard = self.shards.get(partition)
         commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
         handler = HANDLERS.get(type(record))
         if handler is not None:
-            found = commands.get(record.id)  # type: ignore[union-attr]  # each record with a handler has an id
+            found = commands.get(record.id)  # type: ignore[union-attr, arg-type]  # each record with a handler has an id
             if found is None or found.finished is not None:
                 return None  # the command has ended: nothing after its end counts
-            handler(found, record)
+            try:
+                handler(found, record)
+            except Exception as error:
+                record = self._unapplied(found, offset, record, error)  # type: ignore[arg-type]  # it has a handler
             command = found
         elif isinstance(record, Submitted):
             command = self._submitted(partition, offset, record, commands)
+        elif isinstance(record, Damaged):
+            damaged = self._damaged(record, commands)
+            if damaged is None:
+                return None
+            command = damaged
         else:
             if isinstance(record, Registered):
-                self.registry.add(record.name, record.version, record.content)
+                self._register(partition, offset, record)
                 self.definitions.setdefault(partition, {}).setdefault((record.name, record.version), (offset, record))
             return None
         command.touched = max(command.touched, record.at)
+        self._clocks[partition] = record.at or self._clocks.get(partition, 0)
         command.history.append((offset, record))  # type: ignore[arg-type]
         if shard is not None:
             self._dirty[command.id] = command
@@ -170,15 +191,15 @@ class Engine:
             self._finished.append(command)
         return command
 
-    def recall(self, partition: int, records: list[tuple[int, CommandRecord]]) -> Command:
+    def recall(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
         """A command as it was when these records of it were all there were; for looking at, not for going on."""
-        (offset, submitted), *rest = records
+        offset, submitted = records[0]
+        if isinstance(submitted, Damaged):
+            submitted = quarantine.placeholder(submitted)
         assert isinstance(submitted, Submitted)
         command = Command(partition, offset, submitted)
-        for _, record in rest:
-            if type(record) in HANDLERS:
-                HANDLERS[type(record)](command, record)
         command.history = records
+        refold(command)
         decide.retrace(self, command)
         return command
 
@@ -194,7 +215,62 @@ class Engine:
             self._arm_deadline(command)
         return command
 
-    def _settle(self, command: Command, record: Record) -> None:
+    # ------------------------------------------------------------ what cannot be read or applied
+
+    def _damaged(self, damaged: Damaged, commands: dict[CommandId, Command]) -> Command | None:
+        """Lists it; returns the command that it parks, if there is one.
+
+        Where no command of this id is under way, an intact record would have changed nothing either; except a
+        Submitted, of which at least the id counts.
+        """
+        partition = damaged.partition
+        command = None if damaged.id is None else commands.get(damaged.id)
+        if command is None and damaged.kind == SUBMITTED and damaged.id is not None and self._belongs(damaged):
+            submitted = quarantine.placeholder(damaged)
+            command = self._submitted(partition, damaged.offset, submitted, commands)
+        self._list(damaged, parks=command is not None)
+        if command is not None:
+            quarantine.park(command, damaged)
+        return command
+
+    def _belongs(self, damaged: Damaged) -> bool:
+        """Whether its id is one of this partition's: in another's it would get in the way of the rightful command."""
+        if self.partitions is None or damaged.id is None:
+            return True
+        return partition_of(damaged.id, self.partitions) == damaged.partition
+
+    def _unapplied(self, command: Command, offset: int, record: CommandRecord, error: Exception) -> Damaged:
+        """A handler has raised: the command stands where it stood before, and is parked."""
+        if isinstance(error, MemoryError):
+            raise error  # says nothing about the record: the next replay would differ
+        damaged = quarantine.unapplied(command.partition, offset, record, encode(record), faults.described(error))
+        refold(command)
+        self._list(damaged, parks=True)
+        quarantine.park(command, damaged)
+        return damaged
+
+    def _register(self, partition: int, offset: int, record: Registered) -> None:
+        try:
+            self.registry.add(record.name, record.version, record.content)
+        except Exception as error:
+            told = f"the definition {record.name!r} of version {record.version} cannot be applied"
+            damaged = Damaged(partition, offset, encode(record), f"{told}: {faults.described(error)}", 10, SCHEMA)
+            raise damaged.error(
+                "commands rest on it, and its first content in the log is the one that counts"
+            ) from error
+
+    def _list(self, damaged: Damaged, *, parks: bool) -> None:
+        at = damaged.at or self._clocks.get(damaged.partition, 0)
+        entry = quarantine.entry(damaged, at, parks=parks)
+        if self.quarantined[damaged.partition].add(entry):
+            self._listed.append((damaged.partition, entry))
+
+    def take_listed(self) -> list[tuple[int, Entry]]:
+        """What has come to the quarantine lists since the last time, with its partition."""
+        listed, self._listed = self._listed, []
+        return listed
+
+    def _settle(self, command: Command, record: Record | Damaged) -> None:
         """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
         if isinstance(record, Control):
             _end_execution(command)
@@ -301,6 +377,12 @@ class Engine:
         """Proposes an operator's request; False if it is in effect already; raises IllegalState or UnknownStep."""
         command = self.commands[id]
         state = command.state
+        if command.quarantined is not None and operation is not Operation.ABORT:
+            raise IllegalState(
+                f"{operation} is not legal while a record of the command is in quarantine, for what that has decided "
+                "is not known: look at its history, mend by hand what must be mended, then abort it",
+                legal_states=[each for each in legal_states(operation) if each != State.DEAD_LETTER],
+            )
         if _in_effect(command, operation):
             return False
         if not legal(state, operation):
@@ -372,7 +454,9 @@ class Engine:
 
     def _timer(self, command: Command, kind: str, name: str, now: float) -> None:
         if kind == "deadline":
-            if command.contrary is None and not command.ending and not command.finishing and not command.aborted:
+            if command.contrary is None and not (
+                command.ending or command.finishing or command.aborted or command.quarantined
+            ):
                 self._propose(command.partition, Timer(SCHEMA, b"", int(now), command.id, "deadline"))
         elif kind == "give_up":
             work = command.work.get(name)

@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from coordinator.engine.stepper import Execution
 from coordinator.model.command import State
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
 from coordinator.model.records import CommandRecord, Failure, Finished, Submitted
 
@@ -101,6 +102,7 @@ class Command:
         "paused",
         "poison",
         "proposed",
+        "quarantined",
         "reason",
         "rerun_at",
         "rerun_blocked",
@@ -118,6 +120,23 @@ class Command:
         self.partition = partition
         self.offset = offset
         self.submitted = submitted
+        self.quarantined: Failure | None = None  # a record of it cannot be read or applied: it waits for its operator
+        self.history: list[tuple[int, CommandRecord | Damaged]] = []
+        self.touched = submitted.at  # time of the last record
+        self.clear()
+        # volatile
+        self.execution: Execution | None = None
+        self.fed = 0
+        self.failure: Failure | None = None  # why the way forward ended; derived from the execution or from `contrary`
+        self.finishing = False  # Finished is on its way to the log
+        self.proposed: str | None = None  # the step whose dead letter is on its way to the log ("" for poison)
+        self.work: dict[str, Work] = {}
+        self.calls_made = 0
+        self.rerun_at = 0.0  # exec itself raised Delayed or Blocked: run it again then
+        self.rerun_blocked = False  # it was Blocked
+
+    def clear(self) -> None:
+        """What the handlers fold, as it is before the first of them: so that a command can be folded anew."""
         self.steps: dict[str, Step] = {}
         self.standing: list[str] = []
         self.dead_letters = 0  # how many of its steps are parked
@@ -130,18 +149,6 @@ class Command:
         self.skip_parked = False
         self.reason = ""
         self.finished: Finished | None = None
-        self.history: list[tuple[int, CommandRecord]] = []
-        self.touched = submitted.at  # time of the last record
-        # volatile
-        self.execution: Execution | None = None
-        self.fed = 0
-        self.failure: Failure | None = None  # why the way forward ended; derived from the execution or from `contrary`
-        self.finishing = False  # Finished is on its way to the log
-        self.proposed: str | None = None  # the step whose dead letter is on its way to the log ("" for poison)
-        self.work: dict[str, Work] = {}
-        self.calls_made = 0
-        self.rerun_at = 0.0  # exec itself raised Delayed or Blocked: run it again then
-        self.rerun_blocked = False  # it was Blocked
 
     @property
     def deadline(self) -> int | None:
@@ -163,7 +170,7 @@ class Command:
     @property
     def parked(self) -> bool:
         """Whether something of it is a dead letter."""
-        return self.dead_letters > 0 or self.poison is not None
+        return self.dead_letters > 0 or self.poison is not None or self.quarantined is not None
 
     @property
     def ending(self) -> bool:
@@ -175,6 +182,8 @@ class Command:
         """The state that clients see; one expression of it for all who ask."""
         if self.finished is not None:
             return State(self.finished.state)
+        if self.quarantined is not None:
+            return State.DEAD_LETTER  # paused or not: `resume` would not help
         if self.paused:
             return State.PAUSED
         if self.parked:

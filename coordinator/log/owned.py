@@ -17,10 +17,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import ClassVar, Final
 
 from coordinator.log.base import Log, LogError, RecordTooLarge, Rejected, Unknown, Writer
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import SCHEMA, Epoch, Record
 from coordinator.ownership.owner import Act, Down, Owner, Phase, Read, Seen, Wait
-from coordinator.wire.codec import EPOCH, decode, encode, header
+from coordinator.ownership.validity import counts
+from coordinator.wire import codec
+from coordinator.wire.codec import EPOCH, encode
 
 _PAUSE_S: Final = 0.02  # between two looks at a log that does not show yet what it must
 _CLOSE_TIMEOUT_S: Final = 3.0
@@ -54,13 +57,21 @@ def new_token() -> bytes:
     return os.urandom(TOKEN_BYTES)
 
 
+def _ignored(_: Damaged) -> None:
+    pass
+
+
+OnRecords = Callable[[list[tuple[int, Record | Damaged]]], None]
+
+
 class OwnedPartition:
     """One attempt to own one partition: `acquire` once, then `append` and `check`, then `close`, always.
 
     ``instance`` and ``address`` go into the Epoch record, so that others know whom to ask.  ``append_timeout_ms`` is
     how long an append may take, of which the last quarter is kept for looking in the log for one that was not
     answered; ``acquire_timeout_ms``
-    bounds the opening of the session.  ``clock`` gives milliseconds since 1970 for the Epoch record.
+    bounds the opening of the session.  ``clock`` gives milliseconds since 1970 for the Epoch record.  ``on_garbage`` is
+    told of bytes of nobody that are found between our own records while we own: they are passed over, not forgotten.
     """
 
     rules: ClassVar[type[Owner]] = Owner  # a test takes one out, and must see it missed
@@ -76,6 +87,7 @@ class OwnedPartition:
         append_timeout_ms: int = 5_000,
         acquire_timeout_ms: int = 15_000,
         token: Callable[[], bytes] = new_token,
+        on_garbage: Callable[[Damaged], None] = _ignored,
     ) -> None:
         self.partition = partition
         self.token = token()
@@ -85,6 +97,7 @@ class OwnedPartition:
         self._clock = clock
         self._append_timeout_s = append_timeout_ms / 1000
         self._acquire_timeout_s = acquire_timeout_ms / 1000
+        self._on_garbage = on_garbage
         self._owner: Owner | None = None
         self._writer: Writer | None = None
         self._waiting: dict[int, asyncio.Future[int | None]] = {}  # ticket: its base offset, None when stepped down
@@ -109,14 +122,15 @@ class OwnedPartition:
 
     async def acquire(
         self,
-        on_records: Callable[[list[tuple[int, Record]]], None],
+        on_records: OnRecords,
         start: int = 0,
         token_in_force: bytes | None = None,
     ) -> int:
         """Begins an epoch and returns its number.
 
         ``on_records`` is given the valid records from ``start`` (where ``token_in_force`` was in force) up to and with
-        the own Epoch, in log order and in batches; stale ones are withheld, Epoch records are among them.  Raises
+        the own Epoch, in log order and in batches; stale ones are withheld, Epoch records are among them, and so is
+        what cannot be read and must be listed.  Raises
         LogError when the log cannot be written or read (try again later on a new OwnedPartition, from ``start``) and
         CorruptLog for a record that cannot be read.  A failed or cancelled attempt closes itself; its Epoch may still
         land, and then fences whoever owns the partition, who acquires again.
@@ -145,14 +159,14 @@ class OwnedPartition:
             async with asyncio.timeout(self._append_timeout_s):
                 await self._writer.append([epoch])
 
-    async def _replay(self, owner: Owner, on_records: Callable[[list[tuple[int, Record]]], None], start: int) -> None:
+    async def _replay(self, owner: Owner, on_records: OnRecords, start: int) -> None:
         """Folds the log up to the own Epoch."""
         partition = self.partition
         give_up_at: float | None = None
         while True:
             async with contextlib.aclosing(self._log.read(partition, start)) as reading:
                 while batch := await self._next_batch(reading):
-                    records = ((at, decode(data, partition=partition, offset=at)) for at, data in batch)
+                    records = ((at, codec.read(data, partition=partition, offset=at)) for at, data in batch)
                     if valid := owner.fold(records):
                         on_records(valid)
                     if owner.phase is Phase.OWNING:
@@ -297,15 +311,25 @@ class OwnedPartition:
         async with contextlib.aclosing(self._log.read(partition, read.start)) as reading:
             while batch := await self._next_batch(reading):
                 for offset, data in batch:
-                    head = header(data, partition=partition, offset=offset)
-                    epoch = None
-                    if head.kind == EPOCH:
-                        record = decode(data, partition=partition, offset=offset)
-                        assert isinstance(record, Epoch)
-                        epoch = record
-                    if not owner.observe(Seen(offset, head.token, data, epoch)):
+                    record = codec.read(data, partition=partition, offset=offset)
+                    token = self._judged(record) if isinstance(record, Damaged) else record.token
+                    if not owner.observe(Seen(offset, token, data, record if isinstance(record, Epoch) else None)):
                         return False
         return True
+
+    def _judged(self, damaged: Damaged) -> bytes:
+        """Whose bytes these are that cannot be read, by the rule that a replay has for them (`ownership.validity`).
+
+        The next replay has the last word on what carries our token, and on who wrote it: that this epoch never sent it
+        is enough to step down.
+        """
+        if damaged.token is not None and damaged.kind != EPOCH:
+            return damaged.token
+        if damaged.token is None and self.token in damaged.data:
+            return self.token
+        if counts(damaged, self.token):
+            self._on_garbage(damaged)
+        return b""
 
     def _answer(self, ticket: int, base: int | None) -> None:
         waiting = self._waiting.get(ticket)

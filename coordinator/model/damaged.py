@@ -23,8 +23,9 @@ COMMAND_KINDS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 9})
 class Damaged(Struct, frozen=True):
     """What stands in the log at ``offset`` in place of a record.
 
-    ``kind``, ``schema``, ``token``, ``id`` and ``type`` are None where they cannot be read (each only with all before
-    it); ``id`` only if it could be a command's.  ``reason`` is a clause for a person.  ``data`` is all of it.
+    ``kind``, ``schema``, ``token``, ``id`` and ``type`` are None and ``at`` is 0 where they cannot be read (each only
+    with all before it); ``id`` only if it could be a command's.  ``reason`` is a clause for a person, ``data`` all of
+    the bytes.
     """
 
     partition: int
@@ -34,10 +35,9 @@ class Damaged(Struct, frozen=True):
     kind: int | None = None
     schema: int | None = None
     token: bytes | None = None
+    at: int = 0
     id: CommandId | None = None
     type: str | None = None
-
-    at = 0  # not told: the time of a damaged record is as doubtful as the rest of it
 
     @property
     def name(self) -> str:

@@ -40,6 +40,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from coordinator.model.damaged import Damaged
 from coordinator.model.records import Epoch, Record
 from coordinator.ownership.validity import Validity
 
@@ -134,8 +135,10 @@ class Owner:
 
     # ------------------------------------------------------------ acquiring
 
-    def fold(self, records: Iterable[tuple[int, Record]]) -> list[tuple[int, Record]]:
+    def fold(self, records: Iterable[tuple[int, Record | Damaged]]) -> list[tuple[int, Record | Damaged]]:
         """The valid ones of these, up to and with the own Epoch, at which the phase becomes OWNING.
+
+        Among them is what cannot be read and must be listed (`Validity`).
 
         To be called with every record from the start on, in log order.  What follows the own Epoch is left for
         settlement to judge: a foreign Epoch there means "already fenced", which the first append finds out.
@@ -146,7 +149,7 @@ class Owner:
         for offset, record in records:
             if admit(offset, record):
                 valid.append((offset, record))
-                if type(record) is Epoch and record.token == self.token:
+                if isinstance(record, Epoch) and record.token == self.token:
                     self.epoch = offset
                     self.verified = offset + 1
                     self.phase = Phase.OWNING

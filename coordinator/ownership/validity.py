@@ -8,12 +8,28 @@ reader alike, without clocks, leases or trust in who believes to be the owner.
 State is a fold over the valid records only.  To judge a record one must know the token in force before it; a reader
 that begins in the middle of a log and knows none cannot judge, and any guess was shown to lose or to invent decisions
 (docs/spec, where the rule is model checked).
+
+What cannot be read is judged too (docs/design.md, "Quarantine"), by what it could have been:
+
+| what can be made out of it                                | judgement                                          |
+| --------------------------------------------------------- | -------------------------------------------------- |
+| no token, and the token in force is not in its bytes      | no owner wrote it, it never counted: listed        |
+| kind 0                                                    | stop: from here on another token may be in force   |
+| a token that is not in force                              | void like any stale record, whatever it would say  |
+| the token in force, a command's kind and the command's id | counts: that command is parked, the others go on   |
+| the token in force, a Snapshot's kind                     | listed: a snapshot decides nothing                 |
+| the token in force, and anything else                     | stop: it may have decided anything, for anybody    |
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from coordinator.errors import CorruptLog
-from coordinator.model.records import Epoch, Record
+from coordinator.model.damaged import SNAPSHOT, Damaged
+from coordinator.model.records import SCHEMA, Epoch, Record
+
+EPOCH: Final = 0
 
 
 class Validity:
@@ -29,15 +45,46 @@ class Validity:
         self.token = token
         self._undecidable = start > 0 and token is None
 
-    def admit(self, offset: int, record: Record) -> bool:
-        """Whether this record counts; an Epoch always does.  Raises CorruptLog where that cannot be known."""
+    def admit(self, offset: int, record: Record | Damaged) -> bool:
+        """Whether this record counts, or is to be listed; an Epoch always counts.  Raises CorruptLog where that cannot
+        be known, or where nobody may go on behind it."""
         if type(record) is Epoch:
             self.token = record.token
             self._undecidable = False
             return True
+        if isinstance(record, Damaged):
+            if self._undecidable and record.token is not None and record.kind != EPOCH:
+                raise self._undecided(offset)
+            return counts(record, self.token)
         if self._undecidable:
-            raise CorruptLog(
-                f"the log starts at offset {offset}, above its Epoch record, and nothing tells which epoch was in "
-                "force there: what counts cannot be decided.  Restore the head of the log or a snapshot that covers it"
-            )
+            raise self._undecided(offset)
         return record.token == self.token
+
+    def _undecided(self, offset: int) -> CorruptLog:
+        return CorruptLog(
+            f"the log starts at offset {offset}, above its Epoch record, and nothing tells which epoch was in "
+            "force there: what counts cannot be decided.  Restore the head of the log or a snapshot that covers it"
+        )
+
+
+def counts(damaged: Damaged, token: bytes | None) -> bool:
+    """Whether bytes that are no readable record matter while ``token`` is in force: see the module.
+
+    True: the engine is to be told, be it only for the list.  False: void, and nobody's concern.  Raises CorruptLog
+    where nobody may go on.
+    """
+    if damaged.token is None:
+        if token is None or token not in damaged.data:
+            return True
+        raise damaged.error(
+            "the token in force is in it, so the owner wrote it, but not which command it was for: its decision is lost"
+        )
+    if damaged.kind == EPOCH:
+        raise damaged.error("an Epoch that cannot be read leaves open whose records count behind it")
+    if damaged.token != token:
+        return False
+    if damaged.of_a_command:
+        return True
+    if damaged.kind == SNAPSHOT and damaged.schema is not None and damaged.schema <= SCHEMA:
+        return True
+    raise damaged.error("its owner wrote it, so what it decided must not be passed over")

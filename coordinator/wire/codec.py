@@ -26,6 +26,8 @@ from coordinator.model.records import KINDS, SCHEMA, Record
 
 EPOCH: Final = 0  # the kind of an Epoch record, for who reads headers only
 
+AT_MAX: Final = 253_402_300_799_999  # the last millisecond that RFC 3339 has a name for
+
 encode = msgspec.msgpack.Encoder().encode
 """``encode(record) -> bytes``: the record's one spelling; equal records give equal bytes."""
 
@@ -54,6 +56,8 @@ def read(data: bytes, *, partition: int, offset: int) -> Record | Damaged:
         return _damaged(data, partition, offset, str(error))
     if record.schema != SCHEMA:
         return _damaged(data, partition, offset, f"schema version {record.schema} was never written")
+    if not 0 <= record.at <= AT_MAX:
+        return _damaged(data, partition, offset, f"its time is {record.at}")
     return record
 
 
@@ -122,9 +126,9 @@ def _damaged(data: bytes, partition: int, offset: int, fault: str) -> Damaged:
     else:
         reason = f"the record of kind {kind} ({KINDS[kind].__name__}) is damaged: {fault}"
     owner = _command_id(id) if kind in COMMAND_KINDS and at is not None else None
-    return Damaged(
-        partition, offset, data, reason, kind, schema, token, owner, type if kind == SUBMITTED and owner else None
-    )
+    at = at if at is not None and 0 <= at <= AT_MAX else 0
+    type = type if kind == SUBMITTED and owner else None
+    return Damaged(partition, offset, data, reason, kind, schema, token, at, owner, type)
 
 
 def _command_id(text: str | None) -> CommandId | None:

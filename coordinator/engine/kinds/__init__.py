@@ -3,6 +3,9 @@
 Handlers see what was recorded, never what the engine derived or has under way, so that replay and live running are
 the same function.  The first occurrence wins; a record that makes no sense any more (an outcome already known,
 anything after the end) is ignored without complaint: a fenced owner may have written it, or two requests crossed.
+
+A record that makes no sense in any order (a verdict or a final state that does not exist) must not be ignored, for it
+may have decided something: its handler raises, and the engine puts it in quarantine.
 """
 
 from __future__ import annotations
@@ -24,3 +27,13 @@ HANDLERS: Final[dict[type, Callable[[Command, Any], None]]] = {
     Finished: finished.apply,
 }
 """By the record's type.  Submitted begins a command and Registered belongs to none: the engine itself applies those."""
+
+
+def refold(command: Command) -> None:
+    """Folds the command anew from its history; a record whose handler raised stands there as a Damaged, and is left
+    out, so no half of its change stays."""
+    command.clear()
+    for _, record in command.history:
+        handler = HANDLERS.get(type(record))
+        if handler is not None:
+            handler(command, record)

@@ -6,8 +6,12 @@ from __future__ import annotations
 from coordinator.engine.state import Command, Step
 from coordinator.model.records import StepFailed
 
+_VERDICTS = frozenset({"retry", "failed", "parked"})
+
 
 def apply(command: Command, record: StepFailed) -> None:
+    if record.verdict not in _VERDICTS:
+        raise ValueError(f"there is no verdict {record.verdict!r}")
     if not record.step:
         if record.undo or command.contrary is None:  # else a contrary decision came first: its code is not needed
             command.poison = record.failure
