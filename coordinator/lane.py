@@ -22,19 +22,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 from msgspec.structs import force_setattr
 
 from coordinator.engine import records_too_large
-from coordinator.errors import CoordinatorError, CorruptLog, LogUnavailable, NoOwner, Starting, Unavailable
+from coordinator.errors import CoordinatorError, CorruptLog, LogCorrupt, LogUnavailable, NoOwner, Starting, Unavailable
 from coordinator.log.base import LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.call import Call
 from coordinator.model.records import Epoch, Record
 from coordinator.replaying import Replay
-from coordinator.wire.codec import EPOCH, decode, encode, header
+from coordinator.wire.codec import encode, read
 
 if TYPE_CHECKING:
     from coordinator.pipeline import Pipeline
@@ -47,6 +47,8 @@ CHECK_EVERY_S = 0.5
 FRESH_MS = 100  # how long after a word from its log a lane may call services without another look
 SLEPT_MS = 500  # a word that took longer than this is as old as the question: this process may have been stopped
 STANDBY_PROBES = 3
+STOPPED_RETRY_MS = 10_000  # what clients of a partition that has stopped are told to wait
+STOPPED_REMIND_FIRST_S, STOPPED_REMIND_MAX_S = 60.0, 3600.0
 
 
 class Lane:
@@ -60,6 +62,7 @@ class Lane:
         self.wake = asyncio.Event()
         self.acting = False
         self.refusal: CoordinatorError = Starting("the log is being replayed", retry_after_ms=200)
+        self.stopped: CorruptLog | None = None  # for good: the log has what must not be passed over
         self.epoch = -1
         self.acquired_at = 0
         self.end = 0
@@ -146,7 +149,8 @@ class Lane:
     # ------------------------------------------------------------ life
 
     async def run(self) -> None:
-        """Owns the partition for as long as the process lives; ends only by cancellation or a corrupt log."""
+        """Owns the partition for as long as the process lives; ends only by cancellation, or by a log that cannot be
+        read where there is no other partition."""
         delay = REACQUIRE_FIRST_S
         group = self.pipeline.group
         while True:
@@ -168,8 +172,9 @@ class Lane:
             except Unavailable as error:
                 self._unavailable(error.detail)
             except CorruptLog as error:
-                self._unavailable(str(error))
-                raise
+                self._corrupt(error)
+                if len(self.pipeline.lanes) == 1:
+                    raise  # there is nothing else to do here: the daemon ends, with this text
             except Exception as error:
                 log.exception("a mistake of this program: the partition starts over from its log")
                 self._unavailable(f"an internal error: {error!r}")
@@ -178,6 +183,8 @@ class Lane:
                 if group is not None:
                     group.released(self.partition)
                 await owned.close()
+            if self.stopped is not None:
+                await self._stay_stopped(str(self.stopped))
             if group is None or self.owner is None:
                 await self._before_next_attempt(delay)
             delay = min(delay * 2, REACQUIRE_MAX_S)
@@ -343,6 +350,23 @@ class Lane:
         log.error("the log is not available; nothing is accepted or called", partition=self.partition, reason=reason)
         self.refusal = LogUnavailable(reason, retry_after_ms=500)
 
+    def _corrupt(self, error: CorruptLog) -> None:
+        """The log must not be read on: to go on trying would change nothing but add an Epoch each time."""
+        self.stopped = error
+        self.refusal = LogCorrupt(f"partition {self.partition} has stopped: {error}", retry_after_ms=STOPPED_RETRY_MS)
+
+    async def _stay_stopped(self, reason: str) -> NoReturn:
+        """The other partitions go on; an operator has to see to this one, and is reminded of it."""
+        pause = STOPPED_REMIND_FIRST_S
+        while True:
+            log.error(
+                "the partition has stopped; nothing of it is accepted or called",
+                partition=self.partition,
+                reason=reason,
+            )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, STOPPED_REMIND_MAX_S)
+
     def _close(self) -> None:
         """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
         self.acting, self.writing, self.outbox, self._held = False, [], [], []
@@ -379,7 +403,8 @@ class Lane:
 
     async def _newest_epoch(self, start: int) -> tuple[int, Epoch | None]:
         """The last Epoch from ``start`` on, if there is one; with where the next look begins."""
-        newest, at = None, start
+        newest: Epoch | None = None
+        at = start
         try:
             async with (
                 asyncio.timeout(self.pipeline.append_timeout_ms / 1000),
@@ -387,10 +412,9 @@ class Lane:
             ):
                 async for batch in reading:
                     for offset, data in batch:
-                        if header(data, partition=self.partition, offset=offset).kind == EPOCH:
-                            newest = decode(data, partition=self.partition, offset=offset)
+                        record = read(data, partition=self.partition, offset=offset)
+                        newest = record if isinstance(record, Epoch) else newest
                         at = offset + 1
-        except (TimeoutError, LogError):
+        except (TimeoutError, LogError, CorruptLog):  # whoever acquires reads it all, and says so then
             return start, None
-        assert newest is None or isinstance(newest, Epoch)
         return at, newest

@@ -33,6 +33,7 @@ from coordinator.log.base import Log
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.call import Answer, Call
 from coordinator.model.command import CommandView
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId, partition_of, position
 from coordinator.model.records import (
     NIL,
@@ -51,7 +52,7 @@ from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Event
 from coordinator.view import View
 from coordinator.watchers import Watchers
-from coordinator.wire.codec import decode
+from coordinator.wire.codec import read
 
 if TYPE_CHECKING:
     from coordinator.cluster.group import Group
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SETTLE_S = 2.0  # how long calls under way are waited for before their partition is handed over
+QUARANTINE_TOLD_MAX = 20  # of one replay, each with a line of its own
 TIMER_S_MAX = 1.0  # of sleep, so that a clock that jumps ahead, or a machine that slept, is noticed
 
 
@@ -99,6 +101,7 @@ class Pipeline:
         self.probe = probe
         self.watchers = Watchers()
         self.loop = asyncio.get_running_loop()
+        self.engine.partitions = log.partitions
         self.lanes = [Lane(self, partition) for partition in range(log.partitions)]
         self.fatal: CorruptLog | None = None
         self.changed = asyncio.Event()  # set whenever a lane is acquired or lost
@@ -125,7 +128,13 @@ class Pipeline:
             address=self.address,
             append_timeout_ms=self.append_timeout_ms,
             clock=self.now,
+            on_garbage=self._garbage,
         )
+
+    def _garbage(self, damaged: Damaged) -> None:
+        """Bytes of nobody were found between our own records: for the list, as the next replay will have them."""
+        self.engine.apply(damaged.partition, damaged.offset, damaged)
+        self.schedule()
 
     def on_acquired(self, lane: Lane, told: int) -> None:
         """A lane acts; who watches has been told of what is below the offset ``told``."""
@@ -156,7 +165,7 @@ class Pipeline:
             if command is not None:
                 records: list[tuple[int, Any]] = command.history
             elif ended is not None:
-                records = [(at, decode(data, partition=lane.partition, offset=at)) for at, data in ended[1]]
+                records = [(at, read(data, partition=lane.partition, offset=at)) for at, data in ended[1]]
             else:
                 continue
             for offset, record in records:
@@ -220,6 +229,7 @@ class Pipeline:
         for call in output.calls:
             self.lanes[call.partition].call(call, now)
         self._notify(output)
+        self._tell_quarantine()
         self._arm(now)
 
     def send(self, call: Call) -> None:
@@ -240,6 +250,19 @@ class Pipeline:
         if watchers.detailed:
             for command in output.touched:
                 self._state(command)
+
+    def _tell_quarantine(self) -> None:
+        listed = self.engine.take_listed()
+        for partition, entry in listed[:QUARANTINE_TOLD_MAX]:
+            log.warning(
+                "a record is in quarantine",
+                position=position(partition, entry.offset),
+                reason=entry.reason,
+                effect=entry.effect,
+                command=entry.command or None,
+            )
+        if len(listed) > QUARANTINE_TOLD_MAX:
+            log.warning("more records are in quarantine: see its list", more=len(listed) - QUARANTINE_TOLD_MAX)
 
     def _state(self, command: Command) -> None:
         id = command.id
@@ -274,6 +297,6 @@ class Pipeline:
 
 def shown(engine: Engine, partition: int, records: list[tuple[int, bytes]]) -> CommandView:
     """The view of a finished command, from its records by the fold that made it."""
-    decoded = [(offset, decode(data, partition=partition, offset=offset)) for offset, data in records]
+    decoded = [(offset, read(data, partition=partition, offset=offset)) for offset, data in records]
     command = engine.recall(partition, decoded)  # type: ignore[arg-type]
     return views.command_view(command, engine.registry.planned(command.submitted))
