@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from coordinator.log.base import Pointer
 from coordinator.log.kafka import KafkaLog
 from coordinator.testing.kafka import Cluster
 
@@ -30,6 +31,6 @@ async def _warm_up(bootstrap: str) -> None:
     try:
         writer = await log.writer(0)
         await writer.close()
-        await log.save_watermark(0, 0)
+        await log.save_pointer(0, Pointer(0, 0))
     finally:
         await log.close()

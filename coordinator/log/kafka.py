@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -27,6 +28,7 @@ from typing import Any, Final, NoReturn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # type: ignore[import-untyped]
+from aiokafka.admin.records_to_delete import RecordsToDelete  # type: ignore[import-untyped]
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     ConcurrentTransactions,
@@ -49,8 +51,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest  # type: ignore[
 from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from coordinator.errors import CorruptLog, StartupError
-from coordinator.log.base import RECORD_BYTES_MAX, LogError, Rejected, Unknown
-from coordinator.model.ids import position
+from coordinator.log.base import RECORD_BYTES_MAX, LogError, Pointer, Rejected, Unknown
 from coordinator.wire.codec import key_of
 
 BATCH_BYTES: Final = 1 << 20
@@ -108,9 +109,10 @@ class KafkaLog:
     """The `Log` port over one topic.
 
     ``bootstrap`` is ``host:port[,host:port]``.  ``name`` is the group of instances that share the log: it names the
-    consumer group of the watermark and the lock at the broker.  ``replication`` is the topic's replication factor if
-    it has to be created (default: 3, or as many as there are brokers).  ``client_options`` go to every client as they
-    are (``security_protocol``, ``ssl_context``, ``sasl_…``).
+    consumer group under which the pointers are committed and the lock at the broker.  That group must have no members,
+    for Kafka takes commits of a group with members from these only: the instances' own membership needs another name.
+    ``replication`` is the topic's replication factor if it has to be created (default: 3, or as many as there are
+    brokers).  ``client_options`` go to every client as they are (``security_protocol``, ``ssl_context``, ``sasl_…``).
     """
 
     def __init__(
@@ -141,7 +143,8 @@ class KafkaLog:
             **(client_options or {}),
         }
         self._client: AIOKafkaClient | None = None  # for the lock
-        self._watermarks: AIOKafkaConsumer | None = None
+        self._pointers: AIOKafkaConsumer | None = None
+        self._opening_pointers = asyncio.Lock()
         self._idle: dict[int, list[AIOKafkaConsumer]] = {partition: [] for partition in range(partitions)}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -323,7 +326,7 @@ class KafkaLog:
                 with self._told(partition, start):
                     got = await consumer.getmany(place, timeout_ms=200, max_records=_PAGE_ROWS)
                     reached = await consumer.position(place)
-                page = [(self._offset(partition, each), each.value) for each in got.get(place, ()) if each.offset < end]
+                page = [(each.offset, each.value or b"") for each in got.get(place, ()) if each.offset < end]
                 if page:
                     yield page
                 elif monotonic() > patience:
@@ -341,14 +344,6 @@ class KafkaLog:
             raise
         else:
             self._put_back(partition, consumer)
-
-    def _offset(self, partition: int, record: Any) -> int:
-        offset: int = record.offset
-        if record.value is None:
-            raise CorruptLog(
-                f"the message at position {position(partition, offset)} of topic {self.topic!r} has no value"
-            )
-        return offset
 
     async def _reader(self, partition: int) -> AIOKafkaConsumer:
         """A consumer of this partition that nobody uses; a paused one if there is, since a new one costs a few round
@@ -386,8 +381,8 @@ class KafkaLog:
             raise LogError(f"{at} of topic {self.topic!r} is below the log's start, or beyond its end") from error
         except CorruptRecordException as error:
             raise CorruptLog(f"{at} of topic {self.topic!r}: the batch's checksum is wrong, kind unknown") from error
-        except (KafkaError, OSError) as error:
-            raise LogError(f"{at} of topic {self.topic!r} cannot be read: {error}") from error
+        except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+            raise LogError(f"{at} of topic {self.topic!r} cannot be used: {str(error) or 'no answer'}") from error
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         place = TopicPartition(self.topic, partition)
@@ -409,32 +404,88 @@ class KafkaLog:
         finally:
             self._put_back(partition, consumer)
 
-    # ------------------------------------------------------------ watermarks
-
-    async def save_watermark(self, partition: int, watermark: int) -> None:
-        """As the group's committed offset, so that ordinary tools show the lag."""
-        consumer = await self._watermark_consumer(partition)
-        with self._told(partition):
-            await consumer.commit({TopicPartition(self.topic, partition): OffsetAndMetadata(watermark, "")})
-
-    async def load_watermark(self, partition: int) -> int | None:
-        consumer = await self._watermark_consumer(partition)
-        with self._told(partition):
-            offset: int | None = await consumer.committed(TopicPartition(self.topic, partition))
-            return offset
-
-    async def _watermark_consumer(self, partition: int) -> AIOKafkaConsumer:
-        if self._watermarks is None:
-            consumer = AIOKafkaConsumer(
-                **self._options, group_id=self.name, auto_offset_reset="none", enable_auto_commit=False
-            )
-            places = [TopicPartition(self.topic, each) for each in range(self.partitions)]
-            consumer.assign(places)
-            consumer.pause(*places)
-            self._watermarks = consumer
+    async def offset_at(self, partition: int, at_ms: int) -> int:
+        place = TopicPartition(self.topic, partition)
+        consumer = await self._reader(partition)
+        try:
             with self._told(partition):
-                await consumer.start()
-        return self._watermarks
+                found = (await consumer.offsets_for_times({place: max(0, at_ms)}))[place]
+                if found is not None:
+                    return int(found.offset)
+                end: int = (await consumer.end_offsets([place]))[place]
+                return end
+        finally:
+            self._put_back(partition, consumer)
+
+    # ------------------------------------------------------------ pointers
+
+    async def save_pointer(self, partition: int, pointer: Pointer) -> None:
+        """As the group's committed offset, so that ordinary tools show the lag: what a recovery would have to read."""
+        where = {TopicPartition(self.topic, partition): OffsetAndMetadata(pointer.covered, str(pointer.position))}
+        with self._told(partition):
+            async with asyncio.timeout(2 * self._request_timeout_s):
+                consumer = await self._pointer_consumer()
+                await consumer.commit(where)
+
+    async def load_pointer(self, partition: int) -> Pointer | None:
+        place = TopicPartition(self.topic, partition)
+        with self._told(partition):
+            async with asyncio.timeout(2 * self._request_timeout_s):
+                consumer = await self._pointer_consumer()
+                # A private call: the public one tells the offset but not the metadata.
+                found = (await consumer._coordinator.fetch_committed_offsets([place])).get(place)
+        if found is None or found.offset < 0 or not re.fullmatch(r"\d{1,18}", found.metadata or "", re.ASCII):
+            return None
+        return Pointer(position=int(found.metadata), covered=found.offset)
+
+    async def _pointer_consumer(self) -> AIOKafkaConsumer:
+        async with self._opening_pointers:
+            if self._pointers is None:
+                consumer = AIOKafkaConsumer(
+                    **self._options, group_id=self.name, auto_offset_reset="none", enable_auto_commit=False
+                )
+                places = [TopicPartition(self.topic, each) for each in range(self.partitions)]
+                consumer.assign(places)
+                consumer.pause(*places)
+                try:
+                    await consumer.start()
+                except BaseException:
+                    self._in_background(consumer.stop())
+                    raise
+                self._pointers = consumer
+            return self._pointers
+
+    # ------------------------------------------------------------ trimming
+
+    async def trim(self, partition: int, before: int) -> int:
+        """By DeleteRecords; a broker that is on its way, or a replica that has not followed yet, is asked again."""
+        first, end = await self.bounds(partition)
+        before = min(before, end)
+        if before <= first:
+            return first
+        give_up_at = monotonic() + 3 * self._request_timeout_s
+        with self._told(partition):
+            admin = AIOKafkaAdminClient(**self._options)
+            try:
+                await admin.start()
+                while True:
+                    try:
+                        return await self._delete_below(admin, partition, before)
+                    except KafkaError as error:
+                        if not error.retriable or monotonic() > give_up_at:
+                            raise
+                    await asyncio.sleep(0.2)
+            finally:
+                await admin.close()
+
+    async def _delete_below(self, admin: AIOKafkaAdminClient, partition: int, before: int) -> int:
+        place = TopicPartition(self.topic, partition)
+        try:  # raises what the reply's code means
+            async with asyncio.timeout(2 * self._request_timeout_s):
+                first: int = (await admin.delete_records({place: RecordsToDelete(before)}))[place]
+        except TimeoutError as error:
+            raise RequestTimedOutError("no answer to DeleteRecords") from error
+        return first
 
     # ------------------------------------------------------------ closing
 
@@ -450,9 +501,9 @@ class KafkaLog:
         for idle in self._idle.values():
             while idle:
                 self._in_background(idle.pop().stop())
-        if self._watermarks is not None:
-            self._in_background(self._watermarks.stop())
-            self._watermarks = None
+        if self._pointers is not None:
+            self._in_background(self._pointers.stop())
+            self._pointers = None
         if self._client is not None:
             self._in_background(self._client.close())
             self._client = None

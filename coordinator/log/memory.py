@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from enum import Enum
 
 from coordinator.errors import StartupError
-from coordinator.log.base import RECORD_BYTES_MAX, LogError, Rejected, Unknown
+from coordinator.log.base import RECORD_BYTES_MAX, LogError, Pointer, Rejected, Unknown
+from coordinator.log.times import first_at
 
 _PAGE = 1024
 
@@ -37,12 +38,12 @@ class Crashed(LogError):
 
 
 class MemoryStorage:
-    """What outlives a crash: the records of each partition, and the watermarks."""
+    """What outlives a crash: the records of each partition, and the pointers."""
 
     def __init__(self, partitions: int = 1) -> None:
         self.records: list[list[bytes]] = [[] for _ in range(partitions)]
         self.first: list[int] = [0] * partitions
-        self.watermarks: dict[int, int] = {}
+        self.pointers: dict[int, Pointer] = {}
 
     def append(self, partition: int, records: Sequence[bytes]) -> int:
         held = self.records[partition]
@@ -51,11 +52,11 @@ class MemoryStorage:
         return base
 
     def trim(self, partition: int, first: int) -> None:
-        """Deletes what is below ``first``."""
-        drop = first - self.first[partition]
+        """Deletes what is below ``first``, and nothing that is not there yet."""
+        drop = min(first - self.first[partition], len(self.records[partition]))
         if drop > 0:
             del self.records[partition][:drop]
-            self.first[partition] = first
+            self.first[partition] += drop
 
 
 class MemoryLog:
@@ -144,6 +145,8 @@ class MemoryLog:
         while start < end:
             self._readable()
             at = start - self.storage.first[partition]
+            if at < 0:
+                raise LogError(f"offset {start} of partition {partition} was deleted while it was being read")
             page = self.storage.records[partition][at : at + min(_PAGE, end - start)]
             yield list(enumerate(page, start))
             start += len(page)
@@ -157,13 +160,23 @@ class MemoryLog:
     async def end(self, partition: int) -> int:
         return (await self.bounds(partition))[1]
 
-    async def save_watermark(self, partition: int, watermark: int) -> None:
+    async def save_pointer(self, partition: int, pointer: Pointer) -> None:
         self._alive()
-        self.storage.watermarks[partition] = watermark
+        self.storage.pointers[partition] = pointer
 
-    async def load_watermark(self, partition: int) -> int | None:
+    async def load_pointer(self, partition: int) -> Pointer | None:
+        self._readable()
+        return self.storage.pointers.get(partition)
+
+    async def trim(self, partition: int, before: int) -> int:
         self._alive()
-        return self.storage.watermarks.get(partition)
+        self.storage.trim(partition, before)
+        return self.storage.first[partition]
+
+    async def offset_at(self, partition: int, at_ms: int) -> int:
+        first, end = await self.bounds(partition)
+        records = self.storage.records[partition]
+        return first_at(lambda offset: records[offset - first], first, end, at_ms)
 
     async def close(self) -> None:
         self.release()

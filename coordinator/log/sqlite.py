@@ -19,8 +19,12 @@ put back, they serve again.
 *Full disk, read-only file*: the transaction is rolled back and the append Rejected; the next one simply tries again,
 so the log recovers when the disk does.  Only an I/O error while committing leaves doubt (Unknown).
 
-Layout: a table a partition, ``log_<partition>(offset, data)``; ``partitions`` with the first offset kept and the
-watermark; ``meta``.  ``user_version`` is the layout's version, ``application_id`` marks the file as ours.
+*Trimming* deletes the head in slices, each a commit that it shares with the appends that wait, so that nobody waits for
+all of it.  SQLite uses the space again for what is appended next; the file does not shrink.
+
+Layout: a table a partition, ``log_<partition>(offset, data)``; ``partitions`` with the first offset kept (what is
+deleted stays counted, also when nothing is left) and the pointer to the newest Snapshot; ``meta``.  ``user_version``
+is the layout's version, ``application_id`` marks the file as ours.
 """
 
 from __future__ import annotations
@@ -37,10 +41,11 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from coordinator.errors import CorruptLog, StartupError
-from coordinator.log.base import RECORD_BYTES_MAX, LogError, Rejected, Unknown
+from coordinator.log.base import RECORD_BYTES_MAX, LogError, Pointer, Rejected, Unknown
+from coordinator.log.times import first_at
 
 FILE: Final = "log.sqlite3"
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 _APPLICATION_ID: Final = 0x636F6F72  # "coor"
 
 _INLINE_RECORDS: Final = 64  # a bigger group goes to the thread
@@ -51,10 +56,15 @@ _CHECKPOINT_PAGES: Final = 4000  # of 4 KiB, in the WAL, roughly
 _PAGE_ROWS: Final = 1024  # a page of reading: about 0.5 ms
 _PAGE_BYTES: Final = 1 << 20
 _FETCH_ROWS: Final = 64
+_TRIM_ROWS: Final = 2_000  # a slice of trimming: some milliseconds
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE partitions (partition INTEGER PRIMARY KEY, first INTEGER NOT NULL, watermark INTEGER);
+CREATE TABLE partitions (partition INTEGER PRIMARY KEY, first INTEGER NOT NULL, covered INTEGER, position INTEGER);
+"""
+_FROM_LAYOUT_1: Final = """
+ALTER TABLE partitions RENAME COLUMN watermark TO covered;
+ALTER TABLE partitions ADD COLUMN position INTEGER;
 """
 
 # Errors of COMMIT after which SQLite has surely undone the transaction, also for a later recovery of the WAL.
@@ -66,19 +76,70 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class _Job:
-    """An append, or (``records`` is None) a new watermark, that waits for its commit."""
+class _Append:
+    """A batch that waits for its commit."""
 
-    __slots__ = ("done", "partition", "records", "size", "watermark")
+    __slots__ = ("bytes", "done", "partition", "records", "rows")
 
-    def __init__(
-        self, partition: int, done: asyncio.Future[int], records: Sequence[bytes] | None = None, watermark: int = 0
-    ) -> None:
+    def __init__(self, partition: int, done: asyncio.Future[int], records: Sequence[bytes]) -> None:
         self.partition = partition
         self.done = done
         self.records = records
-        self.size = sum(map(len, records)) if records is not None else 0
-        self.watermark = watermark
+        self.rows = len(records)
+        self.bytes = sum(map(len, records))
+
+    def write(self, db: sqlite3.Connection) -> int:
+        """Inside a write transaction; returns the base offset."""
+        base = _end(db, self.partition)
+        db.executemany(f"INSERT INTO log_{self.partition} VALUES (?, ?)", enumerate(self.records, base))
+        return base
+
+
+class _Point:
+    """A pointer to be saved."""
+
+    __slots__ = ("done", "partition", "pointer")
+
+    rows = bytes = 1
+
+    def __init__(self, partition: int, done: asyncio.Future[int], pointer: Pointer) -> None:
+        self.partition = partition
+        self.done = done
+        self.pointer = pointer
+
+    def write(self, db: sqlite3.Connection) -> int:
+        db.execute(
+            "UPDATE partitions SET covered = ?, position = ? WHERE partition = ?",
+            (self.pointer.covered, self.pointer.position, self.partition),
+        )
+        return 0
+
+
+class _Trim:
+    """A slice of a trim: the next `_TRIM_ROWS` rows at most."""
+
+    __slots__ = ("before", "done", "partition")
+
+    rows = _TRIM_ROWS  # as many as the thread does, not the loop
+    bytes = 16 * _TRIM_ROWS  # what the WAL takes, by a rule of thumb: freed pages are listed, not written
+
+    def __init__(self, partition: int, done: asyncio.Future[int], before: int) -> None:
+        self.partition = partition
+        self.done = done
+        self.before = before
+
+    def write(self, db: sqlite3.Connection) -> int:
+        """Returns the first offset kept."""
+        first = _first(db, self.partition)
+        kept = min(self.before, first + _TRIM_ROWS, _end(db, self.partition))
+        if kept <= first:
+            return first
+        db.execute(f"DELETE FROM log_{self.partition} WHERE offset < ?", (kept,))
+        db.execute("UPDATE partitions SET first = ? WHERE partition = ?", (kept, self.partition))
+        return kept
+
+
+_Job = _Append | _Point | _Trim
 
 
 class SqliteLog:
@@ -163,7 +224,7 @@ class SqliteLog:
                 db.execute(statement)
             for partition in range(self.partitions):
                 db.execute(f"CREATE TABLE log_{partition} (offset INTEGER PRIMARY KEY, data BLOB NOT NULL)")
-                db.execute("INSERT INTO partitions VALUES (?, 0, NULL)", (partition,))
+                db.execute("INSERT INTO partitions VALUES (?, 0, NULL, NULL)", (partition,))
             db.execute("INSERT INTO meta VALUES ('partitions', ?)", (self.partitions,))
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {LAYOUT}")
@@ -176,6 +237,10 @@ class SqliteLog:
                 "start the newer version that wrote it"
             )
         stored = db.execute("SELECT value FROM meta WHERE key = 'partitions'").fetchone()[0]
+        if layout == 1:
+            for statement in _FROM_LAYOUT_1.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {LAYOUT}")
         if stored != self.partitions:
             raise StartupError(
                 f"{self.path} was created with {stored} partitions, the configuration says {self.partitions} "
@@ -192,10 +257,18 @@ class SqliteLog:
 
     async def append(self, partition: int, records: Sequence[bytes]) -> int:
         """Appends a batch with the next group; a cancelled append still lands."""
-        return await self._submit(_Job(partition, self._future(), records))
+        return await self._submit(_Append(partition, self._future(), records))
 
-    async def save_watermark(self, partition: int, watermark: int) -> None:
-        await self._submit(_Job(partition, self._future(), None, watermark))
+    async def save_pointer(self, partition: int, pointer: Pointer) -> None:
+        await self._submit(_Point(partition, self._future(), pointer))
+
+    async def trim(self, partition: int, before: int) -> int:
+        first = await self._in_reader(_first, partition)
+        while True:
+            kept = await self._submit(_Trim(partition, self._future(), before))
+            if kept >= before or kept == first:
+                return kept
+            first = kept
 
     def _future(self) -> asyncio.Future[int]:
         if self._loop is None or self._db is None:
@@ -231,8 +304,7 @@ class SqliteLog:
         """Whether the loop itself should commit this."""
         if self._commit_s > _INLINE_SECONDS:
             return False
-        records = sum(len(job.records) for job in group if job.records is not None)
-        return records <= _INLINE_RECORDS and sum(job.size for job in group) <= _INLINE_BYTES
+        return sum(job.rows for job in group) <= _INLINE_RECORDS and sum(job.bytes for job in group) <= _INLINE_BYTES
 
     def _committed(self, group: list[_Job], done: asyncio.Future[list[int] | LogError | None]) -> None:
         self._committing = False
@@ -296,7 +368,7 @@ class SqliteLog:
         # An old spike must not send a quick disk's commits to the thread for long, nor one quick commit bring them
         # back.
         self._commit_s += (time.monotonic() - began - self._commit_s) / 8
-        self._wal_pages += 2 + sum(job.size for job in group) // 4000
+        self._wal_pages += 2 + sum(job.bytes for job in group) // 4000
         return places
 
     def _gone(self) -> str:
@@ -323,13 +395,7 @@ class SqliteLog:
 
     @staticmethod
     def _write(db: sqlite3.Connection, job: _Job) -> int:
-        partition = job.partition
-        if job.records is None:
-            db.execute("UPDATE partitions SET watermark = ? WHERE partition = ?", (job.watermark, partition))
-            return 0
-        base = _end(db, partition)
-        db.executemany(f"INSERT INTO log_{partition} VALUES (?, ?)", enumerate(job.records, base))
-        return base
+        return job.write(db)
 
     @staticmethod
     def _roll_back(db: sqlite3.Connection) -> None:
@@ -354,8 +420,8 @@ class SqliteLog:
             raise LogError(f"offset {start} of partition {partition} is below the log's start {first}")
         while start < end:
             page = await self._in_reader(self._read_page, partition, start, end)
-            if not page:
-                return  # trimmed under the reader, who began when it was there
+            if not page or page[0][0] != start:
+                raise LogError(f"offset {start} of partition {partition} was deleted while it was being read")
             yield page
             start = page[-1][0] + 1
 
@@ -386,12 +452,11 @@ class SqliteLog:
             raise LogError(gone)
         return await self._in_reader(_end, partition)
 
-    async def load_watermark(self, partition: int) -> int | None:
-        return await self._in_reader(self._watermark, partition)
+    async def load_pointer(self, partition: int) -> Pointer | None:
+        return await self._in_reader(_pointer, partition)
 
-    def _watermark(self, db: sqlite3.Connection, partition: int) -> int | None:
-        row = db.execute("SELECT watermark FROM partitions WHERE partition = ?", (partition,)).fetchone()
-        return None if row is None else row[0]
+    async def offset_at(self, partition: int, at_ms: int) -> int:
+        return await self._in_reader(_offset_at, partition, at_ms)
 
     async def _in_reader(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -475,6 +540,21 @@ def _end(db: sqlite3.Connection, partition: int) -> int:
     """The next offset to be written; right inside a write transaction, whatever other processes do."""
     last = db.execute(f"SELECT max(offset) FROM log_{partition}").fetchone()[0]
     return _first(db, partition) if last is None else int(last) + 1
+
+
+def _pointer(db: sqlite3.Connection, partition: int) -> Pointer | None:
+    query = "SELECT position, covered FROM partitions WHERE partition = ?"
+    position, covered = db.execute(query, (partition,)).fetchone()
+    readable = isinstance(position, int) and isinstance(covered, int) and min(position, covered) >= 0
+    return Pointer(position, covered) if readable else None
+
+
+def _offset_at(db: sqlite3.Connection, partition: int, at_ms: int) -> int:
+    def record(offset: int) -> bytes | None:
+        row = db.execute(f"SELECT data FROM log_{partition} WHERE offset = ?", (offset,)).fetchone()
+        return None if row is None else row[0]
+
+    return first_at(record, _first(db, partition), _end(db, partition), at_ms)
 
 
 class SqliteWriter:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from aiokafka import TopicPartition  # type: ignore[import-untyped]
-from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped]
-from aiokafka.admin.records_to_delete import RecordsToDelete  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaConsumer, TopicPartition  # type: ignore[import-untyped]
+from aiokafka.structs import OffsetAndMetadata  # type: ignore[import-untyped]
 
 from coordinator.errors import CorruptLog, StartupError
-from coordinator.log.base import Log, LogError, RecordTooLarge
+from coordinator.log.base import Log, LogError, Pointer, RecordTooLarge
 from coordinator.log.kafka import KafkaLog
 from coordinator.log.memory import MemoryLog, MemoryStorage
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.log.sqlite import SqliteLog
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
 from coordinator.model.records import Epoch, Outcome, Record, raw
 from coordinator.wire.codec import encode
@@ -173,17 +174,6 @@ async def test_the_storage_outlives_the_process(open_log: Open) -> None:
     assert await everything(second) == [(0, b"a"), (1, b"b")]
 
 
-async def test_watermarks_are_kept(open_log: Open) -> None:
-    """A watermark is None until saved, and is then seen by other processes."""
-    log = await open_log()
-    assert await log.load_watermark(1) is None
-    await log.save_watermark(1, 41)
-    await log.save_watermark(1, 42)
-    assert await log.load_watermark(1) == 42
-    assert await log.load_watermark(0) is None
-    assert await (await open_log()).load_watermark(1) == 42
-
-
 async def test_another_number_of_partitions_is_refused(open_log: Open) -> None:
     """The number of partitions decides where a command lives, so it cannot change under a log."""
     await open_log()
@@ -201,32 +191,169 @@ async def test_a_closed_session_appends_nothing(log: Log) -> None:
     assert await everything(log) == [(0, b"a")]
 
 
-async def test_a_start_beyond_what_was_deleted_is_an_error(open_log: Open) -> None:
-    """A start below the log's head is never a silent jump."""
-    log = await open_log()
-    await session_append(log, [b"a", b"b", b"c"])
-    await trim(log, 2)
-    assert (await log.bounds(0))[0] == 2
-    with pytest.raises(LogError, match="below the log's start"):
-        await everything(log, start=1)
-    assert await everything(log, start=2) == [(2, b"c")]
+# ---------------------------------------------------------------- pointers
 
 
-async def trim(log: Log, first: int) -> None:
-    """Deletes the head of partition 0 behind the log's back, as an operator's tool would."""
+async def test_pointers_are_kept(open_log: Open) -> None:
+    """A pointer is None until saved; who saves last wins, and every process sees it."""
+    log, other = await open_log(), await open_log()
+    assert await log.load_pointer(1) is None
+    await log.save_pointer(1, Pointer(position=41, covered=40))
+    await log.save_pointer(1, Pointer(position=0, covered=0))
+    assert await log.load_pointer(1) == Pointer(position=0, covered=0)
+    await other.save_pointer(1, Pointer(position=977, covered=900))
+    assert await log.load_pointer(1) == Pointer(position=977, covered=900)
+    assert await log.load_pointer(0) is None
+    await log.close()
+    assert await (await open_log()).load_pointer(1) == Pointer(position=977, covered=900)
+
+
+@pytest.mark.parametrize("garbage", ["", "xyz", "-7", "1.5", "٣", "9" * 40])
+async def test_a_pointer_that_is_not_readable_is_none(log: Log, garbage: str) -> None:
+    """Anybody may have written there: what is no pointer is as good as none, and the next one replaces it."""
+    await log.save_pointer(0, Pointer(position=5, covered=3))
     match log:
-        case MemoryLog():
-            log.storage.trim(0, first)
+        case KafkaLog():
+            consumer = AIOKafkaConsumer(bootstrap_servers=log.bootstrap, group_id=log.name, enable_auto_commit=False)
+            place = TopicPartition(log.topic, 0)
+            consumer.assign([place])
+            await consumer.start()
+            await consumer.commit({place: OffsetAndMetadata(3, garbage)})
+            await consumer.stop()
         case SqliteLog():
             with contextlib.closing(sqlite3.connect(log.path)) as db, db:
-                db.execute("DELETE FROM log_0 WHERE offset < ?", (first,))
-                db.execute("UPDATE partitions SET first = ? WHERE partition = 0", (first,))
+                db.execute("UPDATE partitions SET position = ? WHERE partition = 0", (garbage,))
         case _:
-            assert isinstance(log, KafkaLog)
-            admin = AIOKafkaAdminClient(bootstrap_servers=log.bootstrap)
-            await admin.start()
-            await admin.delete_records({TopicPartition(log.topic, 0): RecordsToDelete(first)})
-            await admin.close()
+            pytest.skip("memory holds pointers, not text")
+    assert await log.load_pointer(0) is None
+    await log.save_pointer(0, Pointer(position=6, covered=4))
+    assert await log.load_pointer(0) == Pointer(position=6, covered=4)
+
+
+# ---------------------------------------------------------------- trimming
+
+
+async def test_what_is_trimmed_is_gone_and_nothing_else(open_log: Open) -> None:
+    """Below the trim point nothing can be read, above it everything can; offsets stay, for other processes too."""
+    log, other = await open_log(), await open_log()
+    await session_append(log, [b"a", b"b", b"c"], [b"d"])
+    await session_append(log, [b"other"], partition=1)
+    assert await log.trim(0, 2) == 2
+    for each in (log, other):
+        assert await each.bounds(0) == (2, 4)
+        assert await everything(each, start=2) == [(2, b"c"), (3, b"d")]
+        for start in (0, 1):
+            with pytest.raises(LogError, match="below the log's start"):
+                await everything(each, start=start)
+        assert await everything(each, 1) == [(0, b"other")]
+    assert await session_append(log, [b"e"]) == [4]
+
+
+async def test_trimming_again_only_goes_forward(log: Log) -> None:
+    """A second trim to the same place, or to one below, changes nothing; one above goes on from there."""
+    await session_append(log, [b"x%d" % n for n in range(10)])
+    assert await log.trim(0, 0) == 0
+    assert await log.trim(0, 4) == 4
+    assert await log.trim(0, 4) == 4
+    assert await log.trim(0, 1) == 4
+    assert await log.trim(0, 7) == 7
+    assert await everything(log, start=7) == [(n, b"x%d" % n) for n in range(7, 10)]
+
+
+async def test_a_trim_beyond_the_end_is_the_end(open_log: Open) -> None:
+    """What is not there yet is not deleted beforehand; the offsets of an emptied log go on counting, after a restart
+    too."""
+    log = await open_log()
+    await session_append(log, [b"a", b"b", b"c"])
+    assert await log.trim(0, 1_000) == 3
+    assert await log.bounds(0) == (3, 3)
+    assert await everything(log, start=3) == []
+    with pytest.raises(LogError, match="below the log's start"):
+        await everything(log, start=2)
+    await log.close()
+    again = await open_log()
+    assert await again.bounds(0) == (3, 3)
+    assert await session_append(again, [b"d"]) == [3]
+    assert await everything(again, start=3) == [(3, b"d")]
+
+
+async def test_appends_go_on_during_a_trim(log: Log) -> None:
+    """Appends land side by side while much is being deleted, and keep their offsets."""
+    count = 20_000
+    await session_append(log, *([b"x" * 50] * 5_000 for _ in range(count // 5_000)))
+    writer = await log.writer(0)
+    trimming = asyncio.create_task(log.trim(0, count - 1))
+    bases: list[int] = []
+    while not trimming.done() or len(bases) < 5:
+        bases.append(await writer.append([b"during %d" % len(bases)]))
+    await writer.close()
+    assert await trimming == count - 1
+    assert bases == list(range(count, count + len(bases)))
+    assert await log.bounds(0) == (count - 1, count + len(bases))
+    assert await everything(log, start=count) == [(at, b"during %d" % n) for n, at in enumerate(bases)]
+
+
+async def test_a_reading_that_is_overtaken_by_a_trim_is_an_error(log: Log) -> None:
+    """A reader whose next page was deleted is told; it never jumps over what it was to read."""
+    if isinstance(log, KafkaLog):
+        pytest.skip("its client fetches ahead, so what was deleted may still be read, rightly")
+    await session_append(log, [b"%06d" % n for n in range(5_000)])
+    async with contextlib.aclosing(log.read(0, 0)) as reading:
+        assert (await anext(reading))[0] == (0, b"000000")
+        await log.trim(0, 4_000)
+        with pytest.raises(LogError, match="deleted while"):
+            await anext(reading)
+
+
+async def test_trimmed_space_is_used_again(log: Log) -> None:
+    """A log that is trimmed as fast as it is filled stays as large as it was."""
+    if not isinstance(log, SqliteLog):
+        pytest.skip("only a file can grow")
+    sizes = []
+    for turn in range(6):
+        await session_append(log, *([b"x" * 200] * 500 for _ in range(10)))
+        await log.trim(0, (turn + 1) * 5_000)
+        with contextlib.closing(sqlite3.connect(log.path)) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            sizes.append(db.execute("PRAGMA page_count").fetchone()[0])
+    assert max(sizes[2:]) <= 1.1 * sizes[1]
+
+
+# ---------------------------------------------------------------- times
+
+
+async def test_an_offset_is_found_by_time(log: Log) -> None:
+    """The first record that was appended at a time or later; the end when there is none; the first one that is left."""
+    moments: list[int] = []
+    for n in range(6):
+        while moments and _now() <= moments[-1]:
+            pass  # the clock's next millisecond
+        moments.append(_now())
+        at = [Outcome(1, b"t", moments[-1], CommandId(f"c{n}"), "charge", "payments", 1, raw(i)) for i in range(3)]
+        await session_append(log, [encode(record) for record in at])
+    assert await log.offset_at(0, 0) == 0
+    assert await log.offset_at(0, -1) == 0
+    assert [await log.offset_at(0, moment) for moment in moments] == [0, 3, 6, 9, 12, 15]
+    assert await log.offset_at(0, _now() + 60_000) == 18
+    assert await log.offset_at(1, 0) == 0
+    await log.trim(0, 7)
+    assert await log.offset_at(0, 0) == 7
+    assert await log.offset_at(0, moments[4]) == 12
+
+
+async def test_bytes_that_are_no_record_do_not_hinder_the_search_by_time(log: Log) -> None:
+    """They have no time, or none that can be read."""
+    early, late = (encode(Outcome(1, b"t", at, CommandId("c"), "s", "s", 1, raw(1))) for at in (10, _now() + 60_000))
+    for batch in ([early, b"", b"\xff"], [b"no record"], [late]):
+        await session_append(log, batch)
+    assert await log.offset_at(0, 1) == 0
+    if not isinstance(log, KafkaLog):  # which has its own times
+        assert await log.offset_at(0, 11) in (1, 2, 3, 4)
+        assert await log.offset_at(0, _now() + 120_000) == 5
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 # ---------------------------------------------------------------- ownership on top
@@ -240,14 +367,14 @@ def outcome(owner: OwnedPartition, id: str) -> bytes:
     return encode(Outcome(1, owner.token, 1, CommandId(id), "charge", "payments", 1, raw(id)))
 
 
-def ids(records: list[tuple[int, Record]]) -> list[str]:
+def ids(records: list[tuple[int, Record | Damaged]]) -> list[str]:
     return [record.id for _, record in records if isinstance(record, Outcome)]
 
 
 async def test_an_owner_acts_on_what_it_appended(log: Log) -> None:
     """Acquire, append, read back: the epoch's number is its record's offset, appends follow it without gaps."""
     owner = owned(log, "a")
-    seen: list[tuple[int, Record]] = []
+    seen: list[tuple[int, Record | Damaged]] = []
     assert await owner.acquire(seen.extend) == 0
     assert owner.owned
     assert owner.epoch == 0
@@ -272,7 +399,7 @@ async def test_the_older_of_two_owners_steps_down_and_acts_on_nothing(open_log: 
     older, younger = owned(await open_log(), "older"), owned(await open_log(), "younger")
     await older.acquire(lambda _: None)
     await older.append([outcome(older, "kept")])
-    seen: list[tuple[int, Record]] = []
+    seen: list[tuple[int, Record | Damaged]] = []
     epoch = await younger.acquire(seen.extend)
     assert ids(seen) == ["kept"]
     with pytest.raises(SteppedDown) as stopped:
@@ -286,7 +413,7 @@ async def test_the_older_of_two_owners_steps_down_and_acts_on_nothing(open_log: 
     await older.close()
     await younger.close()
     third = owned(await open_log(), "third")
-    replayed: list[tuple[int, Record]] = []
+    replayed: list[tuple[int, Record | Damaged]] = []
     assert await third.acquire(replayed.extend) > epoch
     assert ids(replayed) == ["kept", "next"]
     await third.close()
@@ -312,7 +439,7 @@ async def test_an_owner_reads_from_where_it_knows_the_token(log: Log) -> None:
     await first.append([outcome(first, "c1"), outcome(first, "c2"), outcome(first, "c3")])
     await first.close()
     second = owned(log, "second")
-    seen: list[tuple[int, Record]] = []
+    seen: list[tuple[int, Record | Damaged]] = []
     await second.acquire(seen.extend, 2, first.token)
     assert ids(seen) == ["c2", "c3"]
     await second.close()

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
-from coordinator.log.base import LogError, Rejected, Unknown
+from coordinator.log.base import LogError, Pointer, Rejected, Unknown
 from coordinator.log.memory import Fault, MemoryLog
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ class DistantLog(MemoryLog):
             raise LogError("the log is out of reach")
 
     async def bounds(self, partition: int) -> tuple[int, int]:
-        await asyncio.sleep(self._world.latency())
-        self._answers()
+        await self._travel()
         return await super().bounds(partition)
 
     async def read(self, partition: int, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
@@ -63,6 +62,27 @@ class DistantLog(MemoryLog):
                 page = page[count:]
                 await asyncio.sleep(random.choice((0, self._world.latency())))
                 self._answers()
+
+    async def load_pointer(self, partition: int) -> Pointer | None:
+        await self._travel()
+        return await super().load_pointer(partition)
+
+    # ------------------------------------------------------------ pointers and trimming: may land although it failed
+
+    async def save_pointer(self, partition: int, pointer: Pointer) -> None:
+        await self._travel()
+        await super().save_pointer(partition, pointer)
+        await self._travel()
+
+    async def trim(self, partition: int, before: int) -> int:
+        await self._travel()
+        first = await super().trim(partition, before)
+        await self._travel()
+        return first
+
+    async def _travel(self) -> None:
+        await asyncio.sleep(self._world.latency())
+        self._answers()
 
     # ------------------------------------------------------------ appending
 
