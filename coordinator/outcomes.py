@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 
 from coordinator.engine.views import timestamp
@@ -48,11 +48,20 @@ class Start:
 
 
 async def stream(
-    pipeline: Pipeline, service: str, start: Start, follow: bool, type_of: TypeOf
+    pipeline: Pipeline,
+    service: str,
+    start: Start,
+    follow: bool,
+    type_of: TypeOf,
+    partitions: Collection[int] | None = None,
 ) -> AsyncIterator[list[OutcomeItem]]:
     """Batches of the service's Outcomes; ``follow`` goes on with new ones as they become durable (single partition
-    order holds within each partition then)."""
-    lanes = [lane for lane in pipeline.lanes if lane.partition >= start.partition]
+    order holds within each partition then).  ``partitions``: of these only."""
+    lanes = [
+        lane
+        for lane in pipeline.lanes
+        if lane.partition >= start.partition and (partitions is None or lane.partition in partitions)
+    ]
     reached = {lane.partition: start.offset if lane.partition == start.partition else 0 for lane in lanes}
     while True:
         for lane in lanes:

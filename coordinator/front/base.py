@@ -6,12 +6,21 @@ owns it.  `Base` knows where to look, and refuses where nobody here may answer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from coordinator.engine import views
 from coordinator.engine.registry import Registry
 from coordinator.engine.state import Command
-from coordinator.errors import InvalidPayload, Stopping, TooLarge, UnknownCommand, UnknownService
+from coordinator.errors import (
+    CoordinatorError,
+    InvalidPayload,
+    NoOwner,
+    Stopping,
+    TooLarge,
+    UnknownCommand,
+    UnknownService,
+)
 from coordinator.lane import Lane
 from coordinator.model.command import CommandView
 from coordinator.model.durations import parse_duration
@@ -35,16 +44,23 @@ class Base:
 
     def lane_of(self, id: str) -> Lane:
         """The lane of a command; raises its refusal while it does not act (starting, no owner, log unavailable)."""
-        return _acting(self.pipeline.lanes[partition_of(id, len(self.pipeline.lanes))])
+        return acting(self.pipeline.lanes[partition_of(id, len(self.pipeline.lanes))])
 
-    def first_lane(self) -> Lane:
-        """The lane that definitions are registered in; raises as `lane_of`."""
-        return _acting(self.pipeline.lanes[0])
+    def lanes_at(self, partitions: Collection[int] | None) -> list[Lane]:
+        """The lanes of these partitions (None: of all); raises the refusal of any that does not act."""
+        lanes = self.pipeline.lanes
+        return [acting(lane) for lane in lanes if partitions is None or lane.partition in partitions]
 
-    def check_all_lanes(self) -> None:
-        """For what speaks of all commands: raises the refusal of any lane that does not act."""
-        for lane in self.pipeline.lanes:
-            _acting(lane)
+    def acting_lanes(self) -> list[Lane]:
+        """For what speaks of all commands: the lanes that act; raises a refusal where none does."""
+        lanes = [lane for lane in self.pipeline.lanes if lane.acting]
+        if not lanes:
+            raise refusal_of(self.pipeline.lanes[0])
+        return lanes
+
+    def incomplete(self) -> tuple[int, ...]:
+        """The partitions that a list of this instance says nothing of, or not all."""
+        return tuple(lane.partition for lane in self.pipeline.lanes if not lane.acting)
 
     def check_running(self) -> None:
         """For what is new work."""
@@ -84,10 +100,19 @@ class Base:
         return UnknownService(f"no service {name!r}; configured: {known}")
 
 
-def _acting(lane: Lane) -> Lane:
+def acting(lane: Lane) -> Lane:
+    """The lane, if it acts; raises its refusal otherwise."""
     if not lane.acting:
-        raise lane.refusal
+        raise refusal_of(lane)
     return lane
+
+
+def refusal_of(lane: Lane) -> CoordinatorError:
+    """Why a lane does not act, fit to be raised; names who owns the partition, where that is known."""
+    error = lane.refusal
+    if isinstance(error, NoOwner) and lane.owner is not None:
+        error.extra.update(owner=lane.owner[0], address=lane.owner[1])
+    return error.with_traceback(None)  # it is raised again and again: its traceback would grow with each
 
 
 def duration(text: str | None, path: str) -> int | None:

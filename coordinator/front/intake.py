@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 from msgspec import Raw
@@ -13,12 +14,13 @@ from msgspec import Raw
 from coordinator.admission.dedupe import attaches
 from coordinator.admission.gate import Decision, Request
 from coordinator.engine.registry import Resolved, fingerprint
-from coordinator.errors import CoordinatorError, InvalidPayload, UnknownType
-from coordinator.front.base import Base, duration, nothing
+from coordinator.errors import CoordinatorError, InvalidPayload, LimitReached, Suspended, UnknownType
+from coordinator.front.base import Base, acting, duration, nothing
 from coordinator.front.patience import Patient
 from coordinator.front.watching import Join, Waiter, second
+from coordinator.lane import Lane
 from coordinator.model.command import FINAL, CommandView, Submission
-from coordinator.model.ids import CommandId, command_id, new_command_id
+from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of
 from coordinator.model.records import NIL, SCHEMA, Submitted
 from coordinator.transport.base import Event, Unwatch, Want, Watcher
 
@@ -35,17 +37,32 @@ class Intake(Base):
 
     def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
         """Admits or raises; see Front.  With ``admit_within`` a watcher is told later what would be raised now."""
+        id = new_command_id() if submission.id is None else command_id(submission.id)
+        lane = self.pipeline.lanes[partition_of(id, len(self.pipeline.lanes))]
+        return id, self.submit_as(id, lane, submission, watcher, want)
+
+    def submit_as(
+        self, id: CommandId, lane: Lane, submission: Submission, watcher: Watcher | None, want: Want
+    ) -> Unwatch:
+        """`submit` for who has made the id, or checked it, and knows its lane (`front.journey`)."""
+        if submission.admit_within is None:
+            return self._submit(id, lane, submission, watcher, want)
         within = duration(submission.admit_within, "$.admit_within")
         try:
-            return self._submit(submission, watcher, want)
-        except CoordinatorError as error:
-            if not within or watcher is None or not error.retryable or self.stopping:
+            return self._submit(id, lane, submission, watcher, want)
+        except (LimitReached, Suspended) as error:
+            if not within or watcher is None:
                 raise
-            return self._wait_for_admission(submission, watcher, want, error, within)
+            loop = self.pipeline.loop
+            patient = Patient(loop, id, watcher, partial(self._submit, id, lane, submission, watcher, want))
+            patient.refused(error, loop.time() + within / 1000)
+            return patient
 
-    def _submit(self, submission: Submission, watcher: Watcher | None, want: Want) -> tuple[str, Unwatch]:
+    def _submit(
+        self, id: CommandId, lane: Lane, submission: Submission, watcher: Watcher | None, want: Want
+    ) -> Unwatch:
         try:
-            id, decision = self._admit(submission)
+            decision = self._admit(id, lane, submission)
         except CoordinatorError as error:
             self.pipeline.metrics.refused(error.code)
             raise
@@ -53,17 +70,7 @@ class Intake(Base):
         if decision is Decision.ADMIT:
             self.pipeline.metrics.submitted(submission.type or "definition")
             self.pipeline.schedule()
-        return id, unwatch
-
-    def _wait_for_admission(
-        self, submission: Submission, watcher: Watcher, want: Want, error: CoordinatorError, within_ms: int
-    ) -> tuple[str, Unwatch]:
-        id = submission.id or new_command_id()
-        same = msgspec.structs.replace(submission, id=id)
-        loop = self.pipeline.loop
-        patient = Patient(loop, id, watcher, lambda: self._submit(same, watcher, want)[1])
-        patient.refused(error, loop.time() + within_ms / 1000)
-        return id, patient
+        return unwatch
 
     def _watched(self, id: CommandId, decision: Decision, watcher: Watcher, want: Want) -> Unwatch:
         """Registers the submitter; who attaches is told at once what those before have been told already."""
@@ -83,17 +90,16 @@ class Intake(Base):
             return nothing
         return self.pipeline.watchers.add(id, watcher, want)
 
-    def _admit(self, submission: Submission) -> tuple[CommandId, Decision]:
-        id = new_command_id() if submission.id is None else command_id(submission.id)
+    def _admit(self, id: CommandId, lane: Lane, submission: Submission) -> Decision:
         self.check_running()
-        lane = self.lane_of(id)
+        acting(lane)
         record, services = self._record(submission, id)
         if submission.id is not None and id not in self.engine.commands and id not in self.engine.reserved:
             known = self.view.fingerprint(id)
             if known is not None and attaches(id, record.fingerprint, known):
-                return id, Decision.ATTACH
+                return Decision.ATTACH
         request = Request(id, record.fingerprint, services)
-        return id, self.engine.submit(request, record, lane.partition, self.pipeline.now())
+        return self.engine.submit(request, record, lane.partition, self.pipeline.now())
 
     # ------------------------------------------------------------ checking
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -9,7 +10,7 @@ from msgspec import Raw
 
 from coordinator.engine.state import Command
 from coordinator.engine.transitions import legal_states
-from coordinator.errors import IllegalState
+from coordinator.errors import IllegalState, LogUnavailable, Unavailable
 from coordinator.front.base import Base
 from coordinator.model.command import CommandView, Operation
 from coordinator.model.records import SCHEMA, Control, Registered
@@ -42,10 +43,9 @@ class Operations(Base):
         now, earlier = self.pipeline.now(), _controls(command)
         if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
             self.pipeline.pump()
-            lane = self.pipeline.lanes[command.partition]
-            await lane.settled()
+            await self._settled(command.partition)
             if operation is Operation.ABORT:  # its end was proposed by then: the answer shows it
-                await lane.settled()
+                await self._settled(command.partition)
             if command.finished is not None and _controls(command) == earlier:
                 raise self._ended(id, operation)  # its end came first in the log: the request changed nothing
         return self.view_of(id)
@@ -65,20 +65,42 @@ class Operations(Base):
         self.pipeline.schedule()
         return found.inspect(now)
 
-    async def register(self, name: str, version: int, content: dict[str, Any], by: str) -> bool:
-        lane = self.first_lane()
+    async def register(
+        self, name: str, version: int, content: dict[str, Any], by: str, partitions: Collection[int] | None = None
+    ) -> bool:
+        """See Front.  A definition is in the log of every partition, so that whoever owns one can run its commands."""
+        lanes = self.lanes_at(partitions)
         self.check_running()
         print_ = self.registry.check(name, version, content)
-        if self.registry.has(name, version):
+        key = (name, version)
+        lacking = [lane for lane in lanes if key not in self.engine.definitions.get(lane.partition, ())]
+        if not lacking:
             return False
         encoded = Raw(msgspec.msgpack.encode(content))
         self.check_size("definition", len(bytes(encoded)))
-        record = Registered(SCHEMA, b"", self.pipeline.now(), name, version, encoded, print_, by)
-        self.engine.register(record, 0)
+        for lane in lacking:  # a record each: the lane puts its own token in
+            record = Registered(SCHEMA, b"", self.pipeline.now(), name, version, encoded, print_, by)
+            self.engine.register(record, lane.partition)
         self.pipeline.pump()
-        await lane.settled()
+        for lane in lacking:
+            await self._settled(lane.partition)
         self.registry.check(name, version, content)  # another content may have been first in the log
         return True
+
+    async def _settled(self, partition: int) -> None:
+        """Waits until what was asked is durable; raises LogUnavailable with ``in_doubt`` where that is not known.
+
+        ``in_doubt`` tells it from a refusal, after which certainly nothing was done and the same may be asked of
+        another instance (`front.routed`).
+        """
+        try:
+            await self.pipeline.lanes[partition].settled()
+        except Unavailable as error:
+            raise LogUnavailable(
+                f"the request may have been recorded, or not: {error.detail}",
+                retry_after_ms=error.retry_after_ms or 500,
+                in_doubt=True,
+            ) from error
 
 
 def _controls(command: Command) -> int:

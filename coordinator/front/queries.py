@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from itertools import chain
 from typing import Any
 
 from coordinator import outcomes
@@ -13,9 +14,10 @@ from coordinator.engine import diagram, views
 from coordinator.errors import InvalidPayload, UnknownCommand
 from coordinator.front.base import Base, nothing
 from coordinator.front.watching import Join, Waiter
+from coordinator.lane import Lane
 from coordinator.model.command import FINAL, CommandView, State
 from coordinator.model.ids import CommandId, parse_position, partition_of, position
-from coordinator.transport.base import CommandPage, Event, OutcomeItem, Unwatch, Watcher
+from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Watcher
 from coordinator.view import matches
 from coordinator.wire.codec import decode
 
@@ -105,11 +107,15 @@ class Queries(Base):
                 "since": view.finished_at,
                 "waits": [],
                 "summary": f"{view.state.value}: it has ended and waits for nothing",
+                "owner": self._owner(view.partition),
             }
-        lane = self.pipeline.lanes[command.partition]
-        owner = {"instance": self.pipeline.instance, "address": self.pipeline.address, "epoch": lane.epoch}
+        owner = self._owner(command.partition)
         slots = (len(self.engine.slots), self.engine.settings.max_commands)
         return views.explain(command, self.pipeline.now(), owner=owner, slots=slots)
+
+    def _owner(self, partition: int) -> dict[str, Any]:
+        epoch = self.pipeline.lanes[partition].epoch
+        return {"instance": self.pipeline.instance, "address": self.pipeline.address, "epoch": epoch}
 
     async def diagram(self, id: str) -> str:
         command = self.live(id)
@@ -121,13 +127,16 @@ class Queries(Base):
     async def list_commands(
         self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None
     ) -> CommandPage:
-        self.check_all_lanes()
+        """See Front: of the partitions that this instance acts for; the page names the others as ``incomplete``."""
         if state is not None and state not in {each.value for each in State}:
             raise InvalidPayload.at("?state", f"one of {', '.join(each.value for each in State)}")
         if not 1 <= limit <= LIST_MAX:
             raise InvalidPayload.at("?limit", f"1 to {LIST_MAX}")
-        before = _parse_cursor(cursor)
-        found = self.view.newest(state=state, type=type, attributes=attributes, limit=limit + 1, before=before)
+        before = parse_cursor(cursor)
+        here = frozenset(lane.partition for lane in self.acting_lanes())
+        found = self.view.newest(
+            state=state, type=type, attributes=attributes, limit=limit + 1, before=before, partitions=here
+        )
         live = sorted(
             (
                 (command.submitted.at, command.id)
@@ -147,22 +156,24 @@ class Queries(Base):
         found.sort(key=lambda item: (item[0], item[1].id), reverse=True)
         page = found[:limit]
         more = len(found) > limit
-        return CommandPage([view for _, view in page], _cursor(page[-1][0], page[-1][1].id) if more else None)
+        next_cursor = make_cursor(page[-1][0], page[-1][1].id) if more else None
+        return CommandPage([view for _, view in page], next_cursor, self.incomplete())
 
     async def dead_letters(self) -> list[dict[str, Any]]:
-        self.check_all_lanes()
-        return [
-            item for command in self.engine.commands.values() if command.parked for item in views.dead_letters(command)
-        ]
+        self.acting_lanes()
+        found = (views.dead_letters(command) for command in self.engine.commands.values() if command.parked)
+        return Gathered(chain.from_iterable(found), self.incomplete())
 
     # ------------------------------------------------------------ services, instance, definitions
 
-    def outcomes(self, service: str, start: str | None, follow: bool) -> AsyncIterator[list[OutcomeItem]]:
+    def outcomes(
+        self, service: str, start: str | None, follow: bool, partitions: Collection[int] | None = None
+    ) -> AsyncIterator[list[OutcomeItem]]:
+        begin = outcomes.Start(start, len(self.pipeline.lanes))
         if service not in self.engine.services:
             raise self.unknown_service(service)
-        self.check_all_lanes()
-        begin = outcomes.Start(start, len(self.pipeline.lanes))
-        return outcomes.stream(self.pipeline, service, begin, follow, self._type_of)
+        self.lanes_at(partitions)
+        return outcomes.stream(self.pipeline, service, begin, follow, self._type_of, partitions)
 
     def _type_of(self, id: str) -> str:
         command = self.engine.commands.get(CommandId(id))
@@ -176,26 +187,41 @@ class Queries(Base):
         return [service.inspect(now) for service in self.engine.services.values()]
 
     async def cluster(self) -> dict[str, Any]:
+        """See Front; an instance alone is all that there is, in a group it is what the others gather from."""
+        commands = {
+            "under_way": len(self.engine.commands),
+            "slots": len(self.engine.slots),
+            "max": self.engine.settings.max_commands,
+        }
+        this = {
+            "instance": self.pipeline.instance,
+            "address": self.pipeline.address,
+            "state": "leaving" if self.stopping else "up",
+            "partitions": [lane.partition for lane in self.pipeline.lanes if lane.acting],
+            "commands": commands["under_way"],
+        }
         return {
             "name": self.name,
             "instance": self.pipeline.instance,
             "address": self.pipeline.address,
-            "partitions": [
-                {
-                    "partition": lane.partition,
-                    "state": "acting" if lane.acting else lane.refusal.code,
-                    "epoch": lane.epoch,
-                    "end": lane.end,
-                    "since": views.timestamp(lane.acquired_at) if lane.acquired_at else None,
-                    "owner": self.pipeline.instance if lane.acting else lane.owner[0] if lane.owner else None,
-                }
-                for lane in self.pipeline.lanes
-            ],
-            "commands": {
-                "under_way": len(self.engine.commands),
-                "slots": len(self.engine.slots),
-                "max": self.engine.settings.max_commands,
-            },
+            "instances": [this],
+            "partitions": [self._partition(lane) for lane in self.pipeline.lanes],
+            "commands": commands,
+        }
+
+    def _partition(self, lane: Lane) -> dict[str, Any]:
+        """``end``: the next offset, ``lag``: records that are not durable yet, ``since``: when it was acquired."""
+        here = (self.pipeline.instance, self.pipeline.address)
+        owner, address = here if lane.acting else lane.owner or (None, None)
+        return {
+            "partition": lane.partition,
+            "state": "acting" if lane.acting else lane.refusal.code,
+            "owner": owner,
+            "address": address,
+            "epoch": lane.epoch,
+            "end": lane.end,
+            "lag": len(lane.outbox) + len(lane.writing),
+            "since": views.timestamp(lane.acquired_at) if lane.acquired_at else None,
         }
 
     async def definition(self, name: str, version: int | None) -> dict[str, Any]:
@@ -224,12 +250,13 @@ class Queries(Base):
 _TIME_MAX = 1 << 62  # what SQLite can compare with
 
 
-def _cursor(at: int, id: str) -> str:
+def make_cursor(at: int, id: str) -> str:
     """Where a page ended: submission time and id of its last command, in a form that says "do not build these"."""
     return base64.urlsafe_b64encode(f"{at}/{id}".encode()).decode()
 
 
-def _parse_cursor(cursor: str | None) -> tuple[int, str] | None:
+def parse_cursor(cursor: str | None) -> tuple[int, str] | None:
+    """The inverse of `make_cursor`, None for the beginning; raises InvalidPayload."""
     if cursor is None:
         return None
     try:

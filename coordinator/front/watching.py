@@ -58,13 +58,14 @@ def second(watcher: Watcher) -> Watcher:
 
 
 class Waiter:
-    """A watcher that one coroutine awaits: first ``accepted``, then ``final``; an ``error`` ends both."""
+    """A watcher that one coroutine awaits: first ``accepted`` (its view, if it has one), then ``final``; an ``error``
+    ends both."""
 
     __slots__ = ("accepted", "attached", "final")
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = loop.create_future()
+        self.accepted: asyncio.Future[CommandView | None] = loop.create_future()
         self.final: asyncio.Future[CommandView] = loop.create_future()
         self.attached = False
 
@@ -78,6 +79,6 @@ class Waiter:
             return
         self.attached = self.attached or event.attached
         if not self.accepted.done():
-            self.accepted.set_result(None)
+            self.accepted.set_result(event.view)
         if event.kind == "final" and event.view is not None and not self.final.done():
             self.final.set_result(event.view)

@@ -6,7 +6,8 @@ inside the call that registered it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -35,6 +36,17 @@ class Event(Struct, frozen=True):
     attached: bool = False  # accepted: the command was already known (same id, same payload)
 
 
+class Caller(Struct, frozen=True):
+    """Who asks, as far as it concerns whoever is asked in the end: ``deadline`` (the event loop's time) is when nobody
+    waits for the answer any more, ``meta`` is the caller's trace context."""
+
+    deadline: float | None = None
+    meta: dict[str, Any] = {}
+
+
+caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+"""Set by a transport around its call of the Front; goes along when the call is forwarded to another instance."""
+
 Watcher = Callable[[Event], None]
 Want = Literal["accepted", "final", "events"]
 Unwatch = Callable[[], None]
@@ -53,10 +65,23 @@ class OutcomeItem(Struct, frozen=True, kw_only=True):
 
 
 class CommandPage(Struct, frozen=True):
-    """A page of a list, newest first."""
+    """A page of a list, newest first.
+
+    ``incomplete`` names the partitions of which commands may be missing: nobody owns them at present, or their new
+    owner has not read all of their past yet.
+    """
 
     commands: list[CommandView]
     next_cursor: str | None
+    incomplete: tuple[int, ...] = ()
+
+
+class Gathered(list[dict[str, Any]]):
+    """A list that was gathered from the partitions' owners; ``incomplete`` as in `CommandPage`."""
+
+    def __init__(self, items: Iterable[dict[str, Any]] = (), incomplete: tuple[int, ...] = ()) -> None:
+        super().__init__(items)
+        self.incomplete = incomplete
 
 
 class Traffic:
@@ -137,11 +162,18 @@ class Front(Protocol):
         """pause, resume, cancel, abort, retry, requeue; returns the view once the Control record is durable."""
         ...
 
-    def outcomes(self, service: str, start: str | None, follow: bool) -> AsyncIterator[list[OutcomeItem]]:
-        """Outcomes of a service in log order; ``start`` is an inclusive position, or an RFC 3339 time."""
+    def outcomes(
+        self, service: str, start: str | None, follow: bool, partitions: Collection[int] | None = None
+    ) -> AsyncIterator[list[OutcomeItem]]:
+        """Outcomes of a service in log order; ``start`` is an inclusive position, or an RFC 3339 time.
+
+        ``partitions``: of these only (None: of all).
+        """
         ...
 
-    async def dead_letters(self) -> list[dict[str, Any]]: ...
+    async def dead_letters(self) -> list[dict[str, Any]]:
+        """Parked steps; a `Gathered` where some may be missing."""
+        ...
 
     async def services(self) -> list[dict[str, Any]]: ...
 
@@ -149,9 +181,15 @@ class Front(Protocol):
 
     async def cluster(self) -> dict[str, Any]: ...
 
-    async def register(self, name: str, version: int, content: dict[str, Any], by: str) -> bool:
+    async def register(
+        self, name: str, version: int, content: dict[str, Any], by: str, partitions: Collection[int] | None = None
+    ) -> bool:
         """Registers a definition durably; False if the same content was there; raises DefinitionConflict,
-        InvalidPayload."""
+        InvalidPayload.
+
+        It is recorded in each partition (``partitions``: in these only) that lacks it; what fails half way is mended
+        by asking again.
+        """
         ...
 
     async def definition(self, name: str, version: int | None) -> dict[str, Any]: ...

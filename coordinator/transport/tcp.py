@@ -364,7 +364,7 @@ class _Peer(asyncio.Protocol):
         self._connection.send(Response(seq, value), last=True)
 
     async def _stream_outcomes(self, seq: int, params: OutcomesParams) -> None:
-        async for items in self._front.outcomes(params.service, params.start, params.follow):
+        async for items in self._front.outcomes(params.service, params.start, params.follow, params.partitions):
             for at in range(0, len(items), OUTCOMES_PER_FRAME):
                 self._connection.send(Response(seq, items[at : at + OUTCOMES_PER_FRAME], more=True))
                 self._flush()

@@ -93,7 +93,7 @@ async def _ready(front: Front, params: Nothing) -> Any:
 
 
 async def _put_definition(front: Front, params: PutDefinitionParams) -> Any:
-    created = await front.register(params.name, params.version, params.content, params.by)
+    created = await front.register(params.name, params.version, params.content, params.by, params.partitions)
     return {"name": params.name, "version": params.version, "created": created}
 
 

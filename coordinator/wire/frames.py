@@ -254,9 +254,12 @@ class WatchParams(_Params, frozen=True):
 
 
 class OutcomesParams(_Params, frozen=True):
+    """``partitions``: of these only."""
+
     service: str
     start: str | None = field(default=None, name="from")
     follow: bool = False
+    partitions: list[int] | None = None
 
 
 class TakeParams(_Params, frozen=True):
@@ -272,10 +275,13 @@ class BreakerParams(_Params, frozen=True):
 
 
 class PutDefinitionParams(_Params, frozen=True):
+    """``partitions``: recorded in these only; an instance that forwards asks each partition's owner so."""
+
     name: str
     version: Annotated[int, Meta(ge=1)]
     content: dict[str, Any]
     by: str = ""
+    partitions: list[int] | None = None
 
 
 class GetDefinitionParams(_Params, frozen=True):
