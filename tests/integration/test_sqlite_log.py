@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.errors import StartupError
-from coordinator.log.base import LogError, Rejected
+from coordinator.log.base import LogError, Pointer, Rejected
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.log.sqlite import FILE, SqliteLog
 from coordinator.model.ids import CommandId
@@ -88,6 +88,29 @@ async def test_a_newer_layout_is_refused(tmp_path: Path, log: SqliteLog) -> None
         db.execute("PRAGMA user_version = 7")
     with pytest.raises(StartupError, match="layout version 7"):
         await SqliteLog(tmp_path).open()
+
+
+async def test_a_log_of_the_former_layout_is_taken_over(tmp_path: Path) -> None:
+    """A file of layout 1, before there were pointers, keeps its records and gets the new columns."""
+    old = SqliteLog(tmp_path)
+    await old.open()
+    writer = await old.writer(0)
+    await writer.append([b"kept"])
+    await old.close()
+    with contextlib.closing(sqlite3.connect(old.path)) as db:
+        db.execute("ALTER TABLE partitions DROP COLUMN position")
+        db.execute("ALTER TABLE partitions RENAME COLUMN covered TO watermark")
+        db.execute("PRAGMA user_version = 1")
+    log = SqliteLog(tmp_path)
+    await log.open()
+    assert [batch async for batch in log.read(0, 0)] == [[(0, b"kept")]]
+    assert await log.load_pointer(0) is None
+    await log.save_pointer(0, Pointer(position=1, covered=1))
+    await log.close()
+    again = SqliteLog(tmp_path)
+    await again.open()
+    assert await again.load_pointer(0) == Pointer(position=1, covered=1)
+    await again.close()
 
 
 async def test_a_locked_file_is_told_at_open(tmp_path: Path, log: SqliteLog) -> None:
