@@ -121,10 +121,11 @@ def _items(
 
 
 def _uncompleted(command: Command, covered: int) -> Sequence[tuple[int, CommandRecord]]:
-    """What the command's history was at ``covered``; nothing if it had ended there."""
-    history = command.history
-    if history and history[-1][0] >= covered:
-        history = history[: bisect_left(history, covered, key=itemgetter(0))]
+    """What the command's history was at ``covered``; nothing if it had ended there.
+
+    A copy: the history may grow while its records are encoded.
+    """
+    history = command.history[: bisect_left(command.history, covered, key=itemgetter(0))]
     if command.finished is not None and any(record is command.finished for _, record in history):
         return ()
     return history

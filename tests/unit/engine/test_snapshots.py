@@ -112,6 +112,19 @@ def test_what_comes_after_the_cut_does_not_leak_in() -> None:
     assert [part for part in cutting if part is not None] == before
 
 
+def test_a_history_that_grows_while_it_is_encoded_is_cut_where_it_was() -> None:
+    """A command may go on between two of its own parts."""
+    desk = submitted(sequence("a", "b", "c", "d"))
+    desk.ok("a", "x" * 2_500)
+    desk.ok("b", "y" * 2_500)
+    covered = len(desk.log)
+    before = parts_of(desk.engine, covered, part_bytes=3_000)
+    cutting = cut(desk.engine, 0, header(covered), encode=encode, part_bytes=3_000)
+    first = next(cutting)
+    desk.ok("c")
+    assert [part for part in [first, *cutting] if part is not None] == before
+
+
 def test_the_loop_has_its_turn_between_slices() -> None:
     """Many small commands make a part only after a while; the iteration says None meanwhile."""
     made = list(cut(filled([1] * 3_500), 0, header(3_500), encode=encode))
