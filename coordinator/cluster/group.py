@@ -53,7 +53,7 @@ class Seat(Protocol):
 
 
 class Group:
-    """See the module.  ``now`` gives milliseconds that never go back; ``peers`` makes the links (a simulation its own)."""
+    """See the module.  ``now`` gives milliseconds that never go back; ``peers`` makes the links (a test its own)."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Group:
         self._held: dict[int, int] = {}
         self._followers: list[Callable[[], None]] = []
         self._membership: Membership | None = None
+        self.on_look: Callable[[], None] = _nobody
 
     # ------------------------------------------------------------ life
 
@@ -147,6 +148,7 @@ class Group:
                 seat.let_go(self.succession.successor(seat.partition, since, now))
             elif seat.standing_by and self.succession.may_acquire(seat.partition, now):
                 seat.summon()
+        self.on_look()
 
     # ------------------------------------------------------------ what the lanes tell
 
@@ -256,3 +258,7 @@ class Group:
         if link is None or not link.up:
             return "down"
         return "leaving" if link.leaving else "up"
+
+
+def _nobody() -> None:
+    pass

@@ -34,7 +34,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from coordinator.cluster import assignment
+from coordinator.cluster.assignment import heir as rendezvous
 from coordinator.cluster.base import Assignment, Held, Member
 
 ACQUIRING: Final = -1  # in place of an epoch: on its way to own
@@ -145,7 +145,7 @@ class Succession:
         assigned = self.agreement.owners.get(partition)
         if assigned is not None and assigned in candidates:
             return assigned
-        return assignment.heir(partition, candidates)
+        return rendezvous(partition, candidates)
 
     def may_acquire(self, partition: int, now: int) -> bool:
         """Whether we, who do not own the partition, should acquire it now."""

@@ -1,9 +1,7 @@
-"""Builds the daemon from its Config, starts everything in order, and stops it in the reverse one.
+"""Builds the daemon from its Config, starts everything in order, and stops it in the reverse one (`server.drain`).
 
-Start: check the log → listen (health answers; work is refused as `starting`) → acquire and replay every partition →
-resume what is uncompleted → ready → accept.  Stop (SIGTERM): not ready → no new work → what moves is let finish,
-within ``drain_timeout`` → no new calls, answers under way are recorded → partitions are left → transports close →
-exit 0.  A second SIGTERM stops at once; the log has everything.
+Start: check the log → listen (health answers; work is refused as `starting`) → join the group, where there is one →
+acquire and replay every partition that is ours → resume what is uncompleted → ready → accept.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,10 +21,13 @@ from typing import Any
 import structlog
 
 import coordinator
+from coordinator.cluster.base import Member, Membership
+from coordinator.cluster.group import Group
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.errors import CorruptLog
 from coordinator.front import CoordinatorFront
+from coordinator.front.routed import RoutedFront
 from coordinator.gateway.gateway import Gateway
 from coordinator.log.base import Log
 from coordinator.log.sqlite import SqliteLog
@@ -35,14 +35,14 @@ from coordinator.pipeline import Pipeline, shown
 from coordinator.saga import App
 from coordinator.server.clock import Clock
 from coordinator.server.config import Config
+from coordinator.server.drain import Drain
 from coordinator.server.logging import setup as setup_logging
 from coordinator.server.metrics import Metrics, Status
 from coordinator.server.transports import Transports, probe
+from coordinator.transport.base import Front
 from coordinator.view import View
 
 log = structlog.get_logger(__name__)
-
-QUIET_POLL_S = 0.02
 
 
 def run(config: Config, app: App | None) -> int:
@@ -123,70 +123,81 @@ class Daemon:
             append_timeout_ms=int(config.log.append_timeout),
             probe=probe,
         )
-        front = CoordinatorFront(
+        local = CoordinatorFront(
             pipeline, registry, name=config.coordinator.name, payload_bytes_max=config.limits.payload_bytes
         )
+        group = self._group() if config.log.kind == "kafka" else None
+        pipeline.group = group
+        front = local if group is None else _routed(local, group)
         self.metrics.status = lambda: status(pipeline, front, self.clock.now())
-        transports = Transports(front, config, self.metrics, self.instance)
+        transports = Transports(front, config, self.metrics, self.instance, group)
         try:
             await transports.start()
             self.addresses = transports.addresses
             pipeline.address = transports.advertised
             log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
             self.started.set()
-            return await self._until_stopped(pipeline, front, transports)
+            return await self._until_stopped(pipeline, local, front, transports, group)
         finally:
             await transports.close(0)
             await gateway.close()
             await view.close()
 
-    async def _until_stopped(self, pipeline: Pipeline, front: CoordinatorFront, transports: Transports) -> int:
-        lanes = asyncio.create_task(pipeline.run(), name="lanes")
+    def _group(self) -> Group:
+        return Group(
+            Member(self.instance, ""),
+            self.config.log.partitions,
+            name=self.config.coordinator.name,
+            now=self.clock.now,
+            session_timeout_ms=int(self.config.log.session_timeout),
+        )
+
+    def _membership(self, group: Group, address: str) -> Membership:
+        from coordinator.cluster.kafka import KafkaGroup
+
+        if not address:
+            log.warning("listen.tcp is off: the other instances cannot forward to this one, nor see it die at once")
+        settings = self.config.log
+        return KafkaGroup(
+            settings.bootstrap,
+            settings.topic,
+            settings.partitions,
+            group=f"{self.config.coordinator.name}.members",
+            me=Member(self.instance, address),
+            held=group.owned,
+            session_timeout_ms=int(settings.session_timeout),
+        )
+
+    async def _until_stopped(
+        self, pipeline: Pipeline, local: CoordinatorFront, front: Front, transports: Transports, group: Group | None
+    ) -> int:
+        tasks = [asyncio.create_task(pipeline.run(), name="lanes")]
+        if group is not None:
+            membership = self._membership(group, transports.advertised_tcp)
+            tasks.append(asyncio.create_task(group.run(pipeline.lanes, membership), name="group"))
         ready = asyncio.create_task(self._tell_when_ready(pipeline, front), name="ready")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
-            await asyncio.wait([lanes, stop], return_when=asyncio.FIRST_COMPLETED)
-            if not lanes.done():
-                await self._drain(pipeline, front, transports)
+            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not any(task.done() for task in tasks):
+                drain = Drain(pipeline, local, transports, group, self._now, self.config.coordinator.drain_timeout)
+                await drain.run()
         finally:
-            for task in (ready, stop, lanes):
+            for task in (ready, stop, *tasks):
                 task.cancel()
-            results = await asyncio.gather(ready, stop, lanes, return_exceptions=True)
-        _raise_fatal(results[2])
+            results = await asyncio.gather(ready, stop, *tasks, return_exceptions=True)
+            if group is not None:
+                await group.leave()
+        for result in results[2:]:
+            _raise_fatal(result)
         return 0
 
-    async def _tell_when_ready(self, pipeline: Pipeline, front: CoordinatorFront) -> None:
+    async def _tell_when_ready(self, pipeline: Pipeline, front: Front) -> None:
         while not front.ready()[0]:
             pipeline.changed.clear()
             await pipeline.changed.wait()
         tune_collector()
         log.info("ready", uncompleted=len(pipeline.engine.commands), instance=self.instance)
-
-    async def _drain(self, pipeline: Pipeline, front: CoordinatorFront, transports: Transports) -> None:
-        engine = pipeline.engine
-        front.stopping = True
-        log.info("stopping: no new work is taken", under_way=len(engine.commands))
-        await transports.drain()
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.config.coordinator.drain_timeout / 1000
-        await self._until(lambda: not engine.active(), until)
-        engine.freeze()
-        await self._until(lambda: not _in_flight(pipeline), until)
-        await transports.close(0 if self._now.is_set() else 1000)
-        log.info(
-            "safe to stop",
-            uncompleted=len(engine.commands),
-            calls_in_flight=sum(service.in_flight for service in engine.services.values()),
-            at_once=self._now.is_set(),
-        )
-
-    async def _until(self, quiet: Callable[[], bool], deadline: float) -> None:
-        """Looks every now and then: what makes it quiet is spread over commands, services and lanes."""
-        loop = asyncio.get_running_loop()
-        while not quiet() and loop.time() < deadline and not self._now.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIET_POLL_S):
-                    await self._now.wait()
 
 
 def tune_collector() -> None:
@@ -198,12 +209,6 @@ def tune_collector() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
-
-
-def _in_flight(pipeline: Pipeline) -> bool:
-    """Whether an answer or an append is still to come."""
-    calls = any(service.in_flight for service in pipeline.engine.services.values())
-    return calls or any(lane.outbox or lane.writing for lane in pipeline.lanes)
 
 
 def _raise_fatal(result: Any) -> None:
@@ -241,11 +246,17 @@ def make_log(config: Config) -> Log:
     )
 
 
+def _routed(local: CoordinatorFront, group: Group) -> RoutedFront:
+    front = RoutedFront(local, group)
+    group.on_look = front.look
+    return front
+
+
 def _kind(url: str) -> str:
     return "grpc" if url.startswith("grpc") else "http"
 
 
-def status(pipeline: Pipeline, front: CoordinatorFront, now: int) -> Status:
+def status(pipeline: Pipeline, front: Front, now: int) -> Status:
     """How things stand, for the metrics' gauges."""
     engine = pipeline.engine
     commands = engine.commands.values()

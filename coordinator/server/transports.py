@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from typing import Any, Protocol
 
 import httpx
 
+from coordinator.cluster.base import Cluster
 from coordinator.errors import CoordinatorError, StartupError
-from coordinator.server.config import Config
+from coordinator.server.config import Config, split_address
 from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Front
 from coordinator.wire import frames
@@ -32,10 +34,13 @@ class Listener(Protocol):
 class Transports:
     """All listeners that the configuration has on."""
 
-    def __init__(self, front: Front, config: Config, metrics: Metrics, instance: str) -> None:
+    def __init__(
+        self, front: Front, config: Config, metrics: Metrics, instance: str, cluster: Cluster | None = None
+    ) -> None:
         self.addresses: dict[str, tuple[str, int]] = {}
+        self._advertise = config.listen.advertise
         self._listeners = {
-            name: _make(name, front, config, metrics, instance, host, port)
+            name: _make(name, front, config, metrics, instance, cluster, host, port)
             for name, (host, port) in config.listen.addresses().items()
         }
         self._started: list[Listener] = []
@@ -43,12 +48,22 @@ class Transports:
     @property
     def advertised(self) -> str:
         """Where a standby asks whether this instance lives: ``host:port`` of TCP, else HTTP's URL, else nothing."""
-        for name, prefix in (("tcp", ""), ("http", "http://")):
-            if name in self.addresses:
-                host, port = self.addresses[name]
-                host = _reachable(host)
-                return f"{prefix}[{host}]:{port}" if ":" in host else f"{prefix}{host}:{port}"
+        if "tcp" in self.addresses:
+            return self.advertised_tcp
+        if "http" in self.addresses:
+            return f"http://{_joined(*self.addresses['http'])}"
         return ""
+
+    @property
+    def advertised_tcp(self) -> str:
+        """``host:port`` at which other instances reach the TCP listener; empty where there is none."""
+        if "tcp" not in self.addresses:
+            return ""
+        host, port = self.addresses["tcp"]
+        if not self._advertise:
+            return _joined(host, port)
+        given = self._advertise if _HAS_PORT.search(self._advertise) else f"{self._advertise}:{port}"
+        return _joined(*split_address(given))
 
     async def start(self) -> None:
         for name, listener in self._listeners.items():
@@ -76,7 +91,16 @@ def listener_address(listener: Any) -> tuple[str, int]:
     return getattr(listener, "_host", "?"), getattr(listener, "_port", 0)
 
 
-def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: str, host: str, port: int) -> Listener:
+def _make(
+    name: str,
+    front: Front,
+    config: Config,
+    metrics: Metrics,
+    instance: str,
+    cluster: Cluster | None,
+    host: str,
+    port: int,
+) -> Listener:
     limits = config.limits
     if name == "tcp":
         from coordinator.transport.tcp import TcpServer
@@ -93,7 +117,7 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
         )
         identity = Identity(instance=instance, group=config.coordinator.name)
         traffic = metrics.traffic(name)
-        return TcpServer(front, host=host, port=port, settings=tcp, identity=identity, traffic=traffic)
+        return TcpServer(front, host=host, port=port, settings=tcp, identity=identity, traffic=traffic, cluster=cluster)
     if name == "http":
         from coordinator.transport.http import HttpServer, HttpSettings
 
@@ -123,6 +147,14 @@ def _make(name: str, front: Front, config: Config, metrics: Metrics, instance: s
     )
     traffic = metrics.traffic(name, sees_connections=False)
     return GrpcServer(front, host=host, port=port, settings=grpc, traffic=traffic)
+
+
+_HAS_PORT = re.compile(r":\d+$")
+
+
+def _joined(host: str, port: int) -> str:
+    host = _reachable(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reachable(host: str) -> str:
