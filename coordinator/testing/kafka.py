@@ -130,8 +130,9 @@ def _life(pid: int) -> tuple[str, int]:
 class Node:
     """One broker: its number (from 1), its ports, its directory, its process if it runs."""
 
-    def __init__(self, number: int, port: int, controller_port: int, directory: Path) -> None:
+    def __init__(self, number: int, port: int, controller_port: int, directory: Path, host: str = HOST) -> None:
         self.number = number
+        self.host = host
         self.port = port
         self.controller_port = controller_port
         self.directory = directory
@@ -141,7 +142,7 @@ class Node:
 
     @property
     def address(self) -> str:
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def running(self) -> bool:
@@ -217,8 +218,9 @@ class Cluster:
     """One or three nodes with their data in ``directory``; as a context manager it starts and stops them.
 
     ``properties`` are broker settings on top of (and before) the ones chosen here.  ``port`` fixes node 1's port, the
-    others follow; otherwise free ones are picked.  All methods block; in a test on an event loop call them in a
-    thread.  Errors are KafkaUnavailable with the broker's last output.
+    others follow; otherwise free ones are picked.  ``host`` is the address of this machine at which clients reach the
+    brokers.  All methods block; in a test on an event loop call them in a thread.  Errors are KafkaUnavailable with the
+    broker's last output.
     """
 
     def __init__(
@@ -227,6 +229,7 @@ class Cluster:
         nodes: int = 1,
         *,
         port: int | None = None,
+        host: str = HOST,
         properties: Mapping[str, object] | None = None,
         jvm: tuple[str, ...] = (),
     ) -> None:
@@ -235,7 +238,7 @@ class Cluster:
         self._jvm = jvm
         free = _free_ports(2 * nodes)
         self.nodes = [
-            Node(n, free[n - 1] if port is None else port + n - 1, free[nodes + n - 1], directory / f"node-{n}")
+            Node(n, free[n - 1] if port is None else port + n - 1, free[nodes + n - 1], directory / f"node-{n}", host)
             for n in range(1, nodes + 1)
         ]
 

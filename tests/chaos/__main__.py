@@ -1,0 +1,161 @@
+"""Runs rounds of faults and tells what they cost; exit code 1 when a promise is broken.
+
+python -m tests.chaos [--minutes M] [--only kill,hang,…] [--seed N] [--json FILE] [--keep DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from coordinator.testing.kafka import Cluster, install
+from tests.chaos.chaos_app import STEPS
+from tests.chaos.checker import Answer, judge
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.figures import Row, Strike, Target, gaps, table, takeovers
+from tests.chaos.network import Network, enter, network
+from tests.chaos.stage import DAEMONS, Stage, staged
+
+OTHER = "none"  # the row of what happened between the faults
+
+
+async def round_of(
+    faults: list[Fault], directory: Path, brokers: Cluster, net: Network, seed: int, quiet_s: float | None = None
+) -> tuple[list[Row], list[str]]:
+    """One round; returns its figures and every broken promise about a command as a sentence."""
+    async with staged(directory, brokers, net, seed) as stage:
+        if quiet_s is not None:
+            stage.quiet_s = quiet_s
+        stage.load.start()
+        strikes = []
+        began = time.monotonic()
+        complaint = await stage.settled()
+        for fault in faults:
+            print(f"{time.monotonic() - began:7.1f} s  {fault.name}: {fault.says}", flush=True)
+            strikes.append(await fault.hit(stage))
+        if stage.load.failed:
+            raise RuntimeError("the load has broken")
+        await stage.load.stop()
+        await stage.ended()
+        stops = await asyncio.gather(*(instance.drain() for instance in stage.instances))
+        rows, faulty = _reckon(stage, strikes)
+        rows[-1].complaints += [each for each in (complaint, *stops) if each]
+        return rows, faulty
+
+
+def _reckon(stage: Stage, strikes: list[Strike]) -> tuple[list[Row], list[str]]:
+    """The round is over: compares, measures, and sorts everything by the fault during which it was asked for."""
+    ledgers, stories = stage.ledgers(), stage.book.stories
+    probes = [answer for answers in stage.load.probes.values() for answer in answers]
+    answers = [*stage.load.answers, *probes]
+    (stage.directory / "answers").write_bytes(msgspec.json.Encoder().encode_lines(answers))
+    (stage.directory / "strikes").write_bytes(msgspec.json.encode([strikes, stage.book.reigns]))
+    verdict = judge(answers, stories, ledgers, {"Order": STEPS, "Probe": ()})
+    entries = [entry for ledger in ledgers.values() for entry in ledger]
+    rows = {strike.fault: Row(fault=strike.fault) for strike in strikes} | {OTHER: Row(fault=OTHER)}
+    for strike in strikes:
+        found = takeovers(strike, stage.book.reigns, stories, entries)
+        longest = gaps(strike, stage.load.probes)
+        rows[strike.fault].add(
+            Row(
+                fault=strike.fault,
+                strikes=1,
+                takeovers=list(found.values()),
+                gaps=list(longest.values()),
+                complaints=strike.complaints,
+            )
+        )
+    first: dict[str, Answer] = {}
+    for answer in sorted(answers, key=lambda answer: answer.asked):
+        row = rows[_during(answer.asked, strikes)]
+        row.commands += answer.id not in first
+        row.answers += 1
+        row.errors += bool(answer.error)
+        if answer.error:
+            row.complaints.append(_sentence(answer))
+        first.setdefault(answer.id, answer)
+    for fault in verdict.lost:
+        rows[_during(first[fault.id].asked if fault.id in first else 0, strikes)].lost += 1
+    for fault in verdict.contradicted:
+        rows[_during(first[fault.id].asked if fault.id in first else 0, strikes)].contradicted += 1
+    disagreements = stage.book.disagreements()
+    rows[OTHER].complaints += disagreements
+    return list(rows.values()), [*map(str, verdict.lost), *map(str, verdict.contradicted), *disagreements]
+
+
+def _sentence(answer: Answer) -> str:
+    lasted = answer.answered - answer.asked
+    return f"{answer.call} of {answer.id!r} over {answer.transport} ended with {answer.error} after {lasted:.1f} s"
+
+
+def _during(at: float, strikes: list[Strike]) -> str:
+    """The fault that was on at that time; what follows a fault before the next one belongs to it."""
+    return next((strike.fault for strike in reversed(strikes) if strike.began <= at), OTHER)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Faults on a real cluster under load.")
+    parser.add_argument("--minutes", type=float, default=0, help="rounds are begun until then; 0: one round")
+    parser.add_argument("--only", default="", help="faults by name, separated by commas, in this order")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    parser.add_argument("--json", type=Path, help="writes the figures there")
+    parser.add_argument("--keep", type=Path, help="a directory for logs and ledgers, which are left there")
+    parser.add_argument("--quiet", type=float, help="seconds of calm before each fault")
+    options = parser.parse_args(arguments)
+    install()  # from outside: the namespace has no way out
+    enter()
+    net = network(DAEMONS)
+    faults = [FAULTS[name.strip()] for name in options.only.split(",")] if options.only else list(FAULTS.values())
+    left_out = [fault.name for fault in faults if fault.cuts and not net.can_cut]
+    faults = [fault for fault in faults if fault.name not in left_out]
+    print(f"seed {options.seed}, network: {net.kind}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
+    with tempfile.TemporaryDirectory(prefix="coordinator-chaos-") as scratch:
+        directory = options.keep or Path(scratch)
+        totals, faulty = asyncio.run(_rounds(faults, directory, net, options))
+    print(table(totals.values()))
+    broken = [text for name, row in totals.items() for text in row.broken(_target(name))]
+    if options.json:
+        report = {"seed": options.seed, "network": net.kind, "left_out": left_out, "rows": list(totals.values())}
+        options.json.write_bytes(
+            msgspec.json.format(msgspec.json.encode({**report, "broken": broken, "faults": faulty}))
+        )
+    print("\n".join([*faulty[:100], *broken]) or "every promise was kept")
+    return 1 if broken or faulty else 0
+
+
+async def _rounds(
+    faults: list[Fault], directory: Path, net: Network, options: argparse.Namespace
+) -> tuple[dict[str, Row], list[str]]:
+    until = time.monotonic() + options.minutes * 60
+    totals: dict[str, Row] = {}
+    faulty: list[str] = []
+    brokers = Cluster(directory / "kafka", nodes=3, host=net.broker_host)
+    await asyncio.to_thread(brokers.start)
+    try:
+        for number in range(1_000_000):
+            place = directory / f"round-{number}-{int(time.monotonic())}"
+            rows, found = await round_of(faults, place, brokers, net, options.seed + number, options.quiet)
+            faulty += found
+            for row in rows:
+                totals.setdefault(row.fault, Row(fault=row.fault)).add(row)
+            if time.monotonic() >= until:
+                return totals, faulty
+            print(table(totals.values()), flush=True)
+    finally:
+        await asyncio.to_thread(brokers.stop)
+    raise AssertionError("unreachable")
+
+
+def _target(name: str) -> Target:
+    return FAULTS[name].target if name in FAULTS else Target()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

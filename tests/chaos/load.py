@@ -1,0 +1,175 @@
+"""Clients as they are in life: the real client library, over TCP and HTTP, each beginning at another instance.
+
+A load balancer gives a connection to any instance; so every few calls a worker makes a new client that begins at the
+next one, with the others behind it for when that one refuses.  What the library absorbs is absorbed; what it lets
+through is written down as an error.
+
+    waiter      submits and waits for the end
+    starter     submits, and asks for the end on another instance
+    doubler     submits one id on two instances at once
+    forgetter   gives its call up after a moment and submits the same id elsewhere
+    anonymous   lets the library make the id
+
+Probes, one a partition, submit an empty command every `PROBE_S` and wait for nothing but its acceptance: the longest
+time between two of their answers is how long the partition kept callers waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from coordinator_client import AsyncClient, Command, CoordinatorError
+
+from coordinator.model.ids import partition_of
+from tests.chaos.chaos_app import STEPS
+from tests.chaos.checker import Answer
+from tests.chaos.instances import Instance
+
+PROBE_S: Final = 0.03
+CALLS_PER_CLIENT: Final = 10
+WAIT_S: Final = 60
+DECLINED: Final = 0.2
+
+
+class Load:
+    """``workers`` clients without pause between their commands, and the probes.  Runs until `stop`."""
+
+    def __init__(self, instances: Sequence[Instance], partitions: int, *, workers: int, seed: int) -> None:
+        self.answers: list[Answer] = []
+        self.probes: dict[int, list[Answer]] = {partition: [] for partition in range(partitions)}
+        self._instances = instances
+        self._partitions = partitions
+        self._workers = workers
+        self._chance = random.Random(seed)
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._turn = 0
+
+    def start(self) -> None:
+        jobs = [self._work() for _ in range(self._workers)]
+        jobs += [self._probe(partition) for partition in range(self._partitions)]
+        self._tasks = [asyncio.create_task(job) for job in jobs]
+
+    async def stop(self) -> None:
+        """No new commands; returns when every call that was under way has its answer."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the load itself has broken, which would make everything look calm."""
+        return any(task.done() and not task.cancelled() and task.exception() for task in self._tasks)
+
+    # ------------------------------------------------------------ workers
+
+    async def _work(self) -> None:
+        kinds: list[Callable[[Any, Any], Coroutine[Any, Any, None]]]
+        kinds = [self._waiter, self._waiter, self._starter, self._doubler, self._forgetter, self._anonymous]
+        while not self._stopping:
+            async with self._client() as one, self._client() as other:
+                for _ in range(CALLS_PER_CLIENT):
+                    if not self._stopping:
+                        await self._chance.choice(kinds)(one, other)
+
+    async def _waiter(self, one: _Client, other: _Client) -> None:
+        id, payload = self._command()
+        await self._told(one, "submit and wait", id, one.submit("Order", payload, id=id, wait=WAIT_S))
+
+    async def _starter(self, one: _Client, other: _Client) -> None:
+        id, payload = self._command()
+        if await self._told(one, "submit", id, one.submit("Order", payload, id=id)):
+            await self._told(other, "wait", id, other.wait(id, WAIT_S))
+
+    async def _doubler(self, one: _Client, other: _Client) -> None:
+        id, payload = self._command()
+        await asyncio.gather(
+            *(
+                self._told(each, "submit twice", id, each.submit("Order", payload, id=id, wait=WAIT_S))
+                for each in (one, other)
+            )
+        )
+
+    async def _forgetter(self, one: _Client, other: _Client) -> None:
+        id, payload = self._command()
+        try:
+            async with asyncio.timeout(self._chance.uniform(0.005, 0.2)):
+                await self._told(one, "submit and forget", id, one.submit("Order", payload, id=id, wait=WAIT_S))
+        except TimeoutError:
+            await self._told(other, "submit again", id, other.submit("Order", payload, id=id, wait=WAIT_S))
+
+    async def _anonymous(self, one: _Client, other: _Client) -> None:
+        await self._told(one, "submit without id", "", one.submit("Order", self._payload(), wait=WAIT_S))
+
+    async def _told(self, client: _Client, call: str, id: str, asking: Coroutine[Any, Any, Command]) -> bool:
+        """Writes the answer down; False for an error."""
+        answer = await _asked(client, call, id, asking)
+        self.answers.append(answer)
+        return not answer.error
+
+    def _command(self) -> tuple[str, dict[str, str]]:
+        return f"order-{uuid.UUID(int=self._chance.getrandbits(128)).hex[:16]}", self._payload()
+
+    def _payload(self) -> dict[str, str]:
+        return {"decline": self._chance.choice(STEPS)[0]} if self._chance.random() < DECLINED else {}
+
+    # ------------------------------------------------------------ probes
+
+    async def _probe(self, partition: int) -> None:
+        while not self._stopping:
+            async with self._client() as client:
+                for _ in range(CALLS_PER_CLIENT):
+                    if self._stopping:
+                        return
+                    id = self._id_in(partition)
+                    self.probes[partition].append(await _asked(client, "probe", id, client.submit("Probe", {}, id=id)))
+                    await asyncio.sleep(PROBE_S)
+
+    def _id_in(self, partition: int) -> str:
+        while True:
+            id = f"probe-{self._chance.getrandbits(48):012x}"
+            if partition_of(id, self._partitions) == partition:
+                return id
+
+    # ------------------------------------------------------------ the library
+
+    def _client(self) -> _Client:
+        self._turn += 1
+        first = self._turn % len(self._instances)
+        order = [*self._instances[first:], *self._instances[:first]]
+        transport = "tcp" if self._chance.random() < 0.6 else "http"
+        return _Client([each.urls[transport] for each in order], transport, order[0].number)
+
+
+class _Client(AsyncClient):
+    """A client of the library that knows where it began."""
+
+    def __init__(self, urls: list[str], transport: str, via: int) -> None:
+        super().__init__(urls)
+        self.transport = transport
+        self.via = via
+
+
+async def _asked(client: _Client, call: str, id: str, asking: Coroutine[Any, Any, Command]) -> Answer:
+    asked = time.monotonic()
+    command, error = None, ""
+    try:
+        command = await asking
+    except CoordinatorError as refusal:
+        error, id = refusal.code, refusal.command_id or id
+    common = {"call": call, "transport": client.transport, "via": client.via, "asked": asked}
+    if command is None:
+        return Answer(id=id, answered=time.monotonic(), error=error, **common)  # type: ignore[arg-type]
+    return Answer(
+        id=command.id,
+        answered=time.monotonic(),
+        state=command.state,
+        result=command.result,
+        position=command.position,
+        failure=command.error.code if command.error else "",
+        **common,  # type: ignore[arg-type]
+    )
