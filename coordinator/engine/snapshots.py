@@ -16,18 +16,21 @@ go on, end, and begin.  That is safe because histories only grow, at offsets of 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from coordinator.admission.receipts import RECEIPT_BYTES, Receipts, below
 from coordinator.engine.engine import Engine
+from coordinator.engine.quarantine import Quarantine
 from coordinator.engine.state import Command
 from coordinator.errors import CorruptLog
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import ID_LENGTH_MAX, CommandId, position
-from coordinator.model.records import SCHEMA, CommandRecord, Piece, Record, Snapshot
+from coordinator.model.records import SCHEMA, CommandRecord, Piece, Registered, Snapshot
+from coordinator.wire.codec import decode, encode, read, stored
 
 PART_BYTES: Final = 512 * 1024  # of an encoded part: two fit into an append, and one under every broker's limit
 SNAPSHOT_ID_BYTES: Final = 8
@@ -37,12 +40,6 @@ _CHAINED: Final = 32  # at most, of one entry of the chain
 _PIECE: Final = 16  # at most, around the bytes of a piece: its array, its offset, the head of its bytes
 _NAMED: Final = 12  # at most, around a command's id: its array, the head of its id and that of its pieces
 _ROOM_MIN: Final = _PIECE + _NAMED + 4 * ID_LENGTH_MAX
-
-Encode = Callable[[Record], bytes]
-
-
-class Decode(Protocol):
-    def __call__(self, data: bytes, *, partition: int, offset: int) -> Record: ...
 
 
 class _Shelf(Enum):
@@ -80,9 +77,7 @@ def cut(
     partition: int,
     header: Header,
     *,
-    encode: Encode,
     chain: Sequence[tuple[int, int, int]] = (),
-    quarantine: Sequence[Piece] = (),
     receipts: Iterable[bytes] = (),
     part_bytes: int = PART_BYTES,
 ) -> Iterator[Snapshot | None]:
@@ -96,31 +91,31 @@ def cut(
     shard = engine.shards.get(partition)
     commands = list((engine.replaying.get(partition, {}) if shard is None else shard.commands).values())
     definitions = list(engine.definitions.get(partition, {}).values())
-    items = _items(header.covered, definitions, list(quarantine), commands, receipts, encode)
+    quarantine = engine.quarantined[partition].pieces(header.covered)
+    items = _items(header.covered, definitions, quarantine, commands, receipts)
     return _parts(header, list(chain), items, part_bytes)
 
 
 def _items(
     covered: int,
-    definitions: Iterable[tuple[int, Record]],
+    definitions: Iterable[tuple[int, Registered]],
     quarantine: Iterable[Piece],
     commands: Iterable[Command],
     receipts: Iterable[bytes],
-    encode: Encode,
 ) -> Iterator[_Item]:
     """All that the Snapshot holds, in the order in which it is put back."""
-    for offset, record in definitions:
-        yield _Shelf.DEFINITIONS, _NOBODY, offset, encode(record)
+    for offset, definition in definitions:
+        yield _Shelf.DEFINITIONS, _NOBODY, offset, encode(definition)
     for offset, entry in quarantine:
         yield _Shelf.QUARANTINE, _NOBODY, offset, entry
     for command in commands:
         for offset, record in _uncompleted(command, covered):
-            yield _Shelf.COMMANDS, command.id, offset, encode(record)
+            yield _Shelf.COMMANDS, command.id, offset, stored(record)
     for receipt in below(receipts, covered):
         yield _Shelf.RECEIPTS, _NOBODY, 0, receipt
 
 
-def _uncompleted(command: Command, covered: int) -> Sequence[tuple[int, CommandRecord]]:
+def _uncompleted(command: Command, covered: int) -> Sequence[tuple[int, CommandRecord | Damaged]]:
     """What the command's history was at ``covered``; nothing if it had ended there.
 
     A copy: the history may grow while its records are encoded.
@@ -264,27 +259,29 @@ def complete(parts: Sequence[Snapshot]) -> bool:
     )
 
 
-def restore(engine: Engine, partition: int, whole: Whole, decode: Decode) -> Iterator[int]:
+def restore(engine: Engine, partition: int, whole: Whole) -> Iterator[int]:
     """Puts the Snapshot into the engine, as if the log had been folded up to ``whole.covered``.
 
     It is done when the iteration is; each step is a slice of a few milliseconds, after which others should have their
-    turn, and tells how many records were put back so far.  Raises CorruptLog for a record that cannot be read.
+    turn, and tells how many records were put back so far.  Records in quarantine park their commands again; raises
+    CorruptLog for what the snapshot cannot have got from a log.
     """
-    definitions = _joined(_shelf(part.definitions) for part in whole.parts)
-    commands = _joined(_histories(part) for part in whole.parts)
     assert partition not in engine.shards, "what is live is not put back"
+    engine.quarantined[partition] = Quarantine.restored(whole.quarantine())
     count = 0
-    for records in (definitions, commands):
-        for _, offset, data in records:
-            if offset >= whole.covered:
-                raise CorruptLog(
-                    f"the snapshot at {position(partition, whole.position)} covers what is below offset "
-                    f"{whole.covered}, and has a record of offset {offset}"
-                )
-            engine.apply(partition, offset, decode(data, partition=partition, offset=offset))
-            count += 1
-            if count % _SLICE == 0:
-                yield count
+    for _, offset, data in _joined(_shelf(part.definitions) for part in whole.parts):
+        engine.apply(partition, offset, decode(data, partition=partition, offset=offset))
+        count += 1
+    for id, offset, data in _joined(_histories(part) for part in whole.parts):
+        command = engine.apply(partition, offset, read(data, partition=partition, offset=offset))
+        if command is None or command.id != id or command.finished is not None or offset >= whole.covered:
+            raise CorruptLog(
+                f"the snapshot at position {position(partition, whole.position)} has a record of offset {offset} that "
+                f"is none of the uncompleted command {id} below offset {whole.covered}"
+            )
+        count += 1
+        if count % _SLICE == 0:
+            yield count
     yield count
 
 

@@ -13,8 +13,8 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.snapshots import PART_BYTES, Header, Whole, complete, cut, restore
 from coordinator.errors import CorruptLog
 from coordinator.model.ids import CommandId
-from coordinator.model.records import SCHEMA, Outcome, Registered, Snapshot, Submitted, raw
-from coordinator.wire.codec import decode, encode
+from coordinator.model.records import NIL, SCHEMA, Outcome, Registered, Snapshot, Submitted, raw
+from coordinator.wire.codec import decode, encode, read
 from tests.unit.engine.desk import OUTCOME, Desk, sequence, submitted
 
 DEFINITION = {"steps": [{"name": "reserve", "service": "stock", "post": "/reserve"}]}
@@ -25,7 +25,7 @@ def header(covered: int) -> Header:
 
 
 def parts_of(engine: Engine, covered: int, **rest: Any) -> list[Snapshot]:
-    return [part for part in cut(engine, 0, header(covered), encode=encode, **rest) if part is not None]
+    return [part for part in cut(engine, 0, header(covered), **rest) if part is not None]
 
 
 def whole(parts: list[Snapshot]) -> Whole:
@@ -36,7 +36,7 @@ def whole(parts: list[Snapshot]) -> Whole:
 def restored(engine: Engine, parts: list[Snapshot]) -> Engine:
     """A fresh engine with the same types, and the snapshot in it."""
     fresh = Engine(engine.settings, {}, engine.registry, engine.random)
-    assert list(restore(fresh, 0, whole(parts), decode))
+    assert list(restore(fresh, 0, whole(parts)))
     return fresh
 
 
@@ -104,7 +104,7 @@ def test_what_comes_after_the_cut_does_not_leak_in() -> None:
     desk.ok("a", id="ends")
     covered = len(desk.log)
     before = parts_of(desk.engine, covered)
-    cutting = cut(desk.engine, 0, header(covered), encode=encode)
+    cutting = cut(desk.engine, 0, header(covered))
     desk.ok("a", id="goes on")
     desk.ok("b", id="ends")
     desk.submit("begins")
@@ -119,7 +119,7 @@ def test_a_history_that_grows_while_it_is_encoded_is_cut_where_it_was() -> None:
     desk.ok("b", "y" * 2_500)
     covered = len(desk.log)
     before = parts_of(desk.engine, covered, part_bytes=3_000)
-    cutting = cut(desk.engine, 0, header(covered), encode=encode, part_bytes=3_000)
+    cutting = cut(desk.engine, 0, header(covered), part_bytes=3_000)
     first = next(cutting)
     desk.ok("c")
     assert [part for part in [first, *cutting] if part is not None] == before
@@ -127,7 +127,7 @@ def test_a_history_that_grows_while_it_is_encoded_is_cut_where_it_was() -> None:
 
 def test_the_loop_has_its_turn_between_slices() -> None:
     """Many small commands make a part only after a while; the iteration says None meanwhile."""
-    made = list(cut(filled([1] * 3_500), 0, header(3_500), encode=encode))
+    made = list(cut(filled([1] * 3_500), 0, header(3_500)))
     assert made[:3] == [None, None, None]
     assert made[3] is not None
 
@@ -183,7 +183,7 @@ def test_definitions_come_back_and_the_first_still_wins() -> None:
     assert [offset for offset, _ in parts[0].definitions] == [0]
     fresh = Desk(sequence("a"))
     fresh.engine.close(0)
-    assert list(restore(fresh.engine, 0, whole(parts), decode)) == [1]
+    assert list(restore(fresh.engine, 0, whole(parts))) == [1]
     assert fresh.registry.content("order")["steps"] == DEFINITION["steps"]
     assert fresh.engine.definitions == desk.engine.definitions
 
@@ -197,12 +197,21 @@ def test_a_partition_that_is_closed_forgets_its_definitions() -> None:
     assert desk.engine.definitions == {}
 
 
-def test_quarantine_entries_are_carried_as_they_are() -> None:
-    """Large ones over several parts."""
-    entries = [(3, b"a" * 10), (4, b"b" * 9_000), (8, b"c")]
-    parts = parts_of(filled([1]), 1, quarantine=entries, part_bytes=3_000)
-    assert len(parts) == 5
-    assert whole(parts).quarantine() == entries
+def test_the_quarantine_is_carried_and_its_commands_stay_parked() -> None:
+    """A record that could not be read is kept byte by byte, and nobody is told of it a second time."""
+    engine = filled([1, 2])
+    garbage = encode(Outcome(SCHEMA, b"t", 6, CommandId("c1"), "s", "stock", 1, raw("y" * 9_000)))[:-1]
+    engine.apply(0, 2, read(b"\xc1 no record", partition=0, offset=2))
+    engine.apply(0, 3, read(garbage, partition=0, offset=3))
+    engine.apply(0, 4, Outcome(SCHEMA, b"t", 7, CommandId("c1"), "s", "stock", 1, raw(1)))
+    again = restored(engine, parts_of(engine, 5, part_bytes=3_000))
+    assert again.quarantined[0].entries == engine.quarantined[0].entries
+    assert [entry.offset for entry in again.quarantined[0].entries] == [2, 3]
+    assert again.take_listed() == []
+    assert histories(again) == histories(engine)
+    command = again.replaying[0][CommandId("c1")]
+    assert command.quarantined == engine.replaying[0][CommandId("c1")].quarantined
+    assert command.quarantined is not None
 
 
 def test_receipts_are_carried_over_the_parts() -> None:
@@ -246,16 +255,17 @@ def test_a_record_that_the_snapshot_does_not_cover_is_refused() -> None:
     """It would be folded twice, or instead of what the log says there."""
     parts = parts_of(filled([1, 2]), 2)
     wrong = [structs.replace(part, covered=1) for part in parts]
-    with pytest.raises(CorruptLog, match="at 0:99 covers what is below offset 1, and has a record of offset 1"):
+    with pytest.raises(CorruptLog, match=r"at position 0:99 has a record of offset 1 that is none of.* c1 below"):
         restored(filled([]), wrong)
 
 
-def test_a_record_that_cannot_be_read_is_named_by_its_own_place() -> None:
-    """The offset is that of the record in the log, where it may still be looked at."""
+@pytest.mark.parametrize("data", [b"noise", encode(Outcome(SCHEMA, b"t", 6, CommandId("c9"), "s", "stock", 1, NIL))])
+def test_what_no_log_can_have_led_to_is_refused(data: bytes) -> None:
+    """A history with bytes that are not its command's would lose them without a word."""
     (part,) = parts_of(filled([1, 2]), 2)
-    (name, [(offset, data)]) = part.commands[1]
-    wrong = structs.replace(part, commands=[part.commands[0], (name, [(offset, data[:-1])])])
-    with pytest.raises(CorruptLog, match=r"partition 0, offset 1.*Submitted\) is damaged"):
+    name, pieces = part.commands[0]
+    wrong = structs.replace(part, commands=[(name, [*pieces, (1, data)])])
+    with pytest.raises(CorruptLog, match=r"at position 0:99 has a record of offset 1 that is none of.* c0 below"):
         restored(filled([]), [wrong])
 
 
