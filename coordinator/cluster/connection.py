@@ -530,9 +530,10 @@ class Streamed:
                 await self._waiter
             finally:
                 self._waiter = None
+        answer = self._answers.popleft()
         if len(self._answers) <= STREAM_LOW:
             self._connection.listen(True)
-        return self._answers.popleft()
+        return answer
 
     def told(self, frame: Any) -> None:
         if type(frame) is Response:

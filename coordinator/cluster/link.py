@@ -139,12 +139,19 @@ class Link:
 
     async def close(self, why: str) -> None:
         """Ends whatever is open; returns when all who waited have been told LinkLost."""
+        for connection in self._give_up(why):
+            await connection.closed.wait()
+        self.broken()
+
+    def died(self, why: str) -> None:
+        """The member is gone: streams too, which might not have noticed, are of no use."""
+        self._give_up(why)
+
+    def _give_up(self, why: str) -> list[Connection]:
         connections = [each for each in (self._connection, *self._streams) if each is not None]
         for connection in connections:
             connection.lose(why)
-        for connection in connections:
-            await connection.closed.wait()
-        self.broken()
+        return connections
 
     def _leaves(self) -> None:
         self.leaving = True

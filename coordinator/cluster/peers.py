@@ -165,6 +165,7 @@ class _Keeper:
     def _bury(self, why: str) -> None:
         if self._lives:
             self._lives, self._died = False, True
+            self._link.died(why)
             log.warning("instance %s is gone: %s", self._link.member.instance, why)
             self._on_died(self._link.member.instance)
 
