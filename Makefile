@@ -7,6 +7,7 @@
 #   fuzz    the decoders under random input          bench   what it costs, beside the floors
 #   soak    commands of every kind while daemons are killed and stopped at random; minutes
 #   spec    the protocol, every interleaving of a model (docs/spec); needs Debian's spin and gcc
+#   chaos   three daemons on three brokers: killed, hung, cut off, restarted in turn under load; MINUTES=…
 #   proto   generated code of proto/                 lock    the newest dependencies that pyproject.toml allows
 #   clean   everything that the above has made here
 #
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := coordinator bench clients/python tests deploy
 
-.PHONY: setup demo test check fast fuzz bench soak proto lock clean kafka deploy-check sim spec
+.PHONY: setup demo test check fast fuzz bench soak chaos proto lock clean kafka deploy-check sim spec
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -76,6 +77,10 @@ soak: $(READY) kafka
 # The model of docs/spec: what must hold holds, each known shortcut is found broken.  Needs nothing of $(VENV).
 spec:
 	@$(PYTHON) scripts/spec.py
+
+# Three brokers, three daemons, every fault in turn while clients call: `make chaos MINUTES=30`.
+chaos: $(READY) kafka
+	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),0)
 
 proto: $(READY)
 	@PYTHON=$(BIN)/python scripts/generate_proto.sh
