@@ -19,10 +19,10 @@ from coordinator.model.command import FINAL, CommandView, State
 from coordinator.model.ids import CommandId, parse_position, partition_of, position
 from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Watcher
 from coordinator.view import matches
-from coordinator.wire.codec import decode
+from coordinator.wire.codec import read
 
 LIST_MAX = 1000
-_NOT_TOLD = ("Finished", "Control", "Timer", "Signal")  # kinds of record that are no event of their own
+_NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged")  # kinds of record that are no event of their own
 
 
 class Queries(Base):
@@ -91,7 +91,7 @@ class Queries(Base):
         if found is None:
             raise UnknownCommand(f"no command has the id {id!r}")
         partition, records = found
-        return partition, [(offset, decode(data, partition=partition, offset=offset)) for offset, data in records]
+        return partition, [(offset, read(data, partition=partition, offset=offset)) for offset, data in records]
 
     async def history(self, id: str) -> list[dict[str, Any]]:
         partition, records = self._records(id)
@@ -163,6 +163,20 @@ class Queries(Base):
         self.acting_lanes()
         found = (views.dead_letters(command) for command in self.engine.commands.values() if command.parked)
         return Gathered(chain.from_iterable(found), self.incomplete())
+
+    async def quarantine(self) -> list[dict[str, Any]]:
+        """See Front; of the partitions that this instance acts for, or has stopped."""
+        stopped = [lane for lane in self.pipeline.lanes if lane.stopped is not None]
+        acts = self.acting_lanes() if not stopped else [lane for lane in self.pipeline.lanes if lane.acting]
+        items = [views.stopped(lane.partition, str(lane.stopped), lane.stopped.damaged) for lane in stopped]  # type: ignore[union-attr]
+        items += [
+            views.quarantined(lane.partition, entry)
+            for lane in acts
+            if lane.partition in self.engine.quarantined
+            for entry in self.engine.quarantined[lane.partition].entries
+        ]
+        known = {lane.partition for lane in [*acts, *stopped]}
+        return Gathered(items, tuple(each for each in self.incomplete() if each not in known))
 
     # ------------------------------------------------------------ services, instance, definitions
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
-from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwner, UnknownService
+from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwner, Starting, UnknownService
 from coordinator.front import CoordinatorFront, gather
 from coordinator.front.base import duration
 from coordinator.front.journey import Journey
@@ -222,6 +222,19 @@ class RoutedFront:
         ]
         return Gathered((item for _, items in answers for item in items), gather.lacking(lacking))
 
+    async def quarantine(self) -> list[dict[str, Any]]:
+        """Of every instance that answers: one that owns nothing may still have a partition that stopped."""
+        here = await _answer(self.local.quarantine())
+        answers = [*(await self._of_others("quarantine", {})).values()]
+        if not isinstance(here, CoordinatorError):
+            answers.append(here)
+        elif not answers:
+            raise here
+        owned = {partition for link in self.directory.links() for partition in _acted_for(link)}
+        items = sorted((item for each in answers for item in each), key=lambda item: item["partition"])
+        told = owned | {item["partition"] for item in items}
+        return Gathered(items, tuple(each for each in self.local.incomplete() if each not in told))
+
     async def _everywhere(
         self, operation: str, params: dict[str, Any], here: Callable[[], Awaitable[T]], kind: type[T] | None = None
     ) -> list[tuple[Link | None, T]]:
@@ -368,8 +381,8 @@ class RoutedFront:
         if waiting:
             details |= {"code": waiting[0].refusal.code, "why": waiting[0].refusal.detail}
         elif not any(map(self.routes.served, range(self._partitions))):
-            why = "no partition has an owner that can be reached"
-            details |= {"ready": False, "code": "no_owner", "why": why}
+            code = "starting" if isinstance(lanes[0].refusal, Starting) else "no_owner"
+            details |= {"ready": False, "code": code, "why": "no partition has an owner that can be reached yet"}
         details["partitions"] = {str(lane.partition): lane.refusal.detail for lane in waiting}
         return details["ready"], details
 

@@ -98,7 +98,8 @@ class Routes:
         link = self.directory.owner(partition)
         if link is not None:
             return link
-        if isinstance(lane.refusal, NoOwner):  # it names an owner that is gone
+        if isinstance(lane.refusal, NoOwner) or (lane.standing_by and isinstance(lane.refusal, Starting)):
+            # It names an owner that is gone, or speaks of a replay that nobody has asked for.
             raise NoOwner(f"partition {partition} has no owner that can be reached now", retry_after_ms=ASK_AGAIN_MS)
         raise refusal_of(lane)
 

@@ -21,6 +21,7 @@ from coordinator.errors import (
     IllegalState,
     InvalidPayload,
     LimitReached,
+    LogCorrupt,
     LogUnavailable,
     NoOwner,
     Starting,
@@ -36,6 +37,7 @@ from coordinator.errors import (
 from coordinator.model.command import FINAL, CommandView, Operation, State, Submission
 from coordinator.transport.base import CommandPage, Front, OutcomeItem
 from coordinator.transport.http.exchange import Answer, Request, Whole, json, same_id
+from coordinator.transport.http.problem import Headers
 from coordinator.transport.http.routing import (
     EVENT_STREAM,
     HTML,
@@ -138,7 +140,12 @@ async def list_commands(api: Resources, request: Request) -> Answer:
         limit=query["limit"],
         cursor=query["cursor"],
     )
-    return json(page)
+    return json(page, headers=_lacking(page.incomplete))
+
+
+def _lacking(incomplete: tuple[int, ...]) -> Headers:
+    """The partitions that a gathered answer says nothing of, or not all."""
+    return [(b"coordinator-incomplete", ",".join(map(str, incomplete)).encode())] if incomplete else []
 
 
 async def history(api: Resources, request: Request) -> Answer:
@@ -147,6 +154,7 @@ async def history(api: Resources, request: Request) -> Answer:
 
 async def events(api: Resources, request: Request) -> Answer:
     after = request.header(b"last-event-id") or None
+    await api.front.get(request.path["id"])  # what is not there is a 404, also where another instance has to be asked
     try:
         return EventStream(api.front, api.streams, api.settings, request.path["id"], after)
     except InvalidPayload as error:
@@ -220,7 +228,12 @@ async def outcomes(api: Resources, request: Request) -> Answer:
 
 
 async def dead_letters(api: Resources, request: Request) -> Answer:
-    return json(await api.front.dead_letters())
+    letters = await api.front.dead_letters()
+    return json(letters, headers=_lacking(getattr(letters, "incomplete", ())))
+
+
+async def quarantine(api: Resources, request: Request) -> Answer:
+    return json(await api.front.quarantine())
 
 
 async def services(api: Resources, request: Request) -> Answer:
@@ -305,6 +318,7 @@ _PAGE: Final = """<!doctype html>
 <ul>
 <li><a href="/v1/commands">commands</a></li>
 <li><a href="/v1/dead-letters">dead letters</a></li>
+<li><a href="/v1/quarantine">quarantine</a></li>
 <li><a href="/v1/services">services</a></li>
 <li><a href="/v1/definitions">definitions</a></li>
 <li><a href="/v1/cluster">cluster</a></li>
@@ -330,9 +344,9 @@ _COMMAND = Reply("The command.", type=CommandView)
 _OBJECT = Reply("A JSON object.", type=dict[str, Any])
 _OBJECTS = Reply("A list of JSON objects.", type=list[dict[str, Any]])
 _DRAWING = Reply("Mermaid text; as text/vnd.mermaid to those who ask for it by Accept.", (PLAIN, MERMAID), str)
-_INTAKE = (UnknownType, IdConflict, LimitReached, Suspended, Starting, Stopping, NoOwner, LogUnavailable)
-_DURABLE = (Starting, Stopping, NoOwner, LogUnavailable)
-_READ = (UnknownCommand, Starting, LogUnavailable)
+_INTAKE = (UnknownType, IdConflict, LimitReached, Suspended, Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
+_DURABLE = (Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
+_READ = (UnknownCommand, Starting, LogUnavailable, LogCorrupt)
 
 
 def _control_route(handler: Any, summary: str) -> Route:
@@ -468,13 +482,22 @@ ROUTES: Final = (
             Query(name="follow", kind=Kind.FLAG, default=False, doc="Go on with what comes."),
         ),
         replies={200: Reply('Lines; if reading fails half way, the last is {"error": …}.', (NDJSON,), OutcomeItem)},
-        errors=(UnknownService, LimitReached, Starting, Stopping, LogUnavailable),
+        errors=(UnknownService, LimitReached, Starting, Stopping, LogUnavailable, LogCorrupt),
     ),
     Route(
         method="GET",
         path="/v1/dead-letters",
         handler=dead_letters,
         summary="Steps that wait for a person.",
+        tag="services",
+        replies={200: _OBJECTS},
+        errors=(Starting,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/quarantine",
+        handler=quarantine,
+        summary="Records of the log that cannot be read or applied, and what became of their command or partition.",
         tag="services",
         replies={200: _OBJECTS},
         errors=(Starting,),

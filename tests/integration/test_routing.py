@@ -1,0 +1,404 @@
+"""Any instance takes any request: three instances in one process, real links between them, one of which is lost.
+
+Each instance owns a part of the partitions; what is asked of the wrong one is answered as if it were the right one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator.errors import (
+    CoordinatorError,
+    DefinitionConflict,
+    IdConflict,
+    LimitReached,
+    NoOwner,
+    Unavailable,
+    UnknownCommand,
+)
+from coordinator.model.command import Operation, State, Submission
+from coordinator.model.ids import partition_of
+from tests.integration.routing_kit import ORDER, PARTITIONS, Instance, Seen, World, id_at, world
+from tests.integration.strangers import TRANSPORTS, stranger
+
+
+@pytest.fixture
+async def group(tmp_path: Path) -> AsyncIterator[World]:
+    async with world(tmp_path) as made:
+        yield made
+
+
+def order(id: str | None = None, **rest: Any) -> Submission:
+    return Submission(id=id, definition=ORDER, payload={"n": 1}, **rest)
+
+
+def someone_else(group: World, id: str) -> Instance:
+    """An instance that does not own the command's partition."""
+    owner = group.owner(id)
+    return next(each for each in group.living if each is not owner)
+
+
+# ---------------------------------------------------------------- one command, asked of the wrong instance
+
+
+async def test_a_command_submitted_anywhere_runs_at_its_owner(group: World) -> None:
+    """Twelve commands in every partition, through one instance: all complete, each was accepted by its owner."""
+    a, *_ = await group.start("a", "b", "c")
+    views = await asyncio.gather(*(a.front.submit_and_wait(order(f"o-{n}"), 10_000) for n in range(12)))
+    assert {view.state for view, _ in views} == {State.COMPLETED}
+    assert {view.partition for view, _ in views} == {partition_of(f"o-{n}", PARTITIONS) for n in range(12)}
+    for view, attached in views:
+        assert not attached
+        assert group.owner(view.id).local.view.get(view.id) == view
+
+
+async def test_every_question_about_a_command_can_be_asked_anywhere(group: World) -> None:
+    """get, history, explain, diagram: the wrong instance answers as the right one does; explain names the owner."""
+    await group.start("a", "b", "c")
+    group.services["payments"].down = True
+    id = id_at(1)
+    await group.instances["b"].front.submit_and_wait(order(id), 0)
+    await group.services["payments"].until(lambda: len(group.services["payments"].arrivals) > 0)
+    owner, other = group.owner(id), someone_else(group, id)
+    explained = await other.front.explain(id)
+    assert explained["owner"]["instance"] == owner.name
+    assert explained["owner"]["address"] == owner.member.address
+    assert (await other.front.get(id)).id == id
+    group.services["payments"].down = False
+    assert await other.front.get(id, 10_000) == await owner.front.get(id, 10_000)
+    assert await other.front.history(id) == await owner.front.history(id)
+    assert await other.front.diagram(id) == await owner.front.diagram(id)
+    with pytest.raises(UnknownCommand):
+        await other.front.get("nobody")
+
+
+async def test_a_control_reaches_the_owner(group: World) -> None:
+    """Paused and aborted through an instance that does not own it."""
+    await group.start("a", "b")
+    group.services["shipping"].down = True
+    id = id_at(0)
+    other = someone_else(group, id)
+    await other.front.submit_and_wait(order(id), 0)
+    assert (await other.front.control(id, Operation.PAUSE, reason="wait", by="me")).state is State.PAUSED
+    assert (await other.front.control(id, Operation.ABORT, reason="no", by="me")).state is State.ABORTED
+    assert [each["by"] for each in await other.front.history(id) if each["kind"] == "Control"] == ["me", "me"]
+
+
+async def test_a_refusal_by_the_owner_is_the_caller_s(group: World) -> None:
+    """id_conflict and limit_reached come from where the command would run, and are not asked again."""
+    await group.start("a", "b", max_commands=1)
+    group.services["shipping"].down = True
+    id = id_at(0)
+    other = someone_else(group, id)
+    await other.front.submit_and_wait(order(id), 0)
+    with pytest.raises(IdConflict):
+        await other.front.submit_and_wait(Submission(id=id, definition=ORDER, payload={"n": 2}), 0)
+    with pytest.raises(LimitReached):
+        await other.front.submit_and_wait(order(id_at(0, "another")), 0)
+    patient = asyncio.create_task(other.front.submit_and_wait(order(id_at(0, "patient"), admit_within="10s"), 0))
+    group.services["shipping"].down = False
+    assert (await patient)[0].id == id_at(0, "patient"), "the owner kept it waiting until there was a slot"
+
+
+async def test_watching_from_elsewhere(group: World) -> None:
+    """Every event once and in order, whoever is asked."""
+    await group.start("a", "b")
+    id = id_at(0)
+    seen = Seen()
+    someone_else(group, id).front.submit(order(id), seen)
+    await seen.until("final")
+    assert (seen.kinds[0], seen.steps, seen.kinds[-1]) == ("accepted", ["ship", "pay"], "final")
+    again = Seen()
+    someone_else(group, id).front.watch(id, again)
+    await again.until("final")
+    assert again.steps == ["ship", "pay"]
+    nobody = Seen()
+    someone_else(group, "nobody-0").front.watch("nobody-0", nobody)
+    assert isinstance((await nobody.until("error")).error, UnknownCommand)
+
+
+# ---------------------------------------------------------------- the owner is lost
+
+
+async def test_who_waits_gets_the_result_although_the_owner_is_killed(group: World) -> None:
+    """A submission with its events, a wait and a watch through A for a command of B, which dies between two steps:
+    nothing is told twice, nothing is left out, and the end comes."""
+    a, b, _ = await group.start("a", "b", "c")
+    group.services["payments"].gate = asyncio.Event()
+    id = id_at(1)
+    assert group.owner(id) is b
+    submitted, watched = Seen(), Seen()
+    a.front.submit(order(id), submitted)
+    await submitted.until("step")
+    a.front.watch(id, watched)
+    waiting = asyncio.create_task(a.front.get(id, 15_000))
+    again = asyncio.create_task(a.front.submit_and_wait(order(id), 15_000))
+    await watched.until("step")
+    await b.kill()
+    group.services["payments"].gate.set()
+    assert (await waiting).state is State.COMPLETED
+    assert (await again)[0].state is State.COMPLETED
+    for seen in (submitted, watched):
+        await seen.until("final")
+        assert seen.kinds.count("accepted") == 1
+        assert seen.steps == ["ship", "pay"]
+        assert "error" not in seen.kinds
+
+
+async def test_a_submission_to_a_dying_owner_is_asked_again(group: World) -> None:
+    """It was sent and never confirmed: the next owner is asked with the same id, and there is one command."""
+    a, b, _ = await group.start("a", "b", "c")
+    loop = asyncio.get_running_loop()
+    names = [id_at(1, f"o{n}") for n in range(20)]
+    asked = [asyncio.create_task(a.front.submit_and_wait(order(id), 15_000)) for id in names]
+    loop.call_soon(b.pipeline.lanes[1].fail, RuntimeError("nothing is appended any more"))
+    await asyncio.sleep(0)
+    await b.kill()
+    for id, task in zip(names, asked, strict=True):
+        view, _ = await task
+        assert view.state is State.COMPLETED
+        assert [each["kind"] for each in await a.front.history(id)].count("Submitted") == 1
+
+
+async def test_a_partition_that_is_handed_over_is_followed(group: World) -> None:
+    """A rebalance under way: those who wait at the old owner's and elsewhere get their results, at the new owner."""
+    a, b = await group.start("a", "b")
+    group.services["shipping"].gate = asyncio.Event()
+    id = id_at(0)
+    assert group.owner(id) is a
+    here, there = Seen(), Seen()
+    a.front.submit(order(id), here)
+    b.front.submit(order(id), there)
+    await here.until("accepted")
+    await there.until("accepted")
+    await group.until(lambda: a.group.now() - a.pipeline.lanes[0].acquired_at > 3_000)
+    group.agree(dict.fromkeys(range(PARTITIONS), "b"))
+    group.services["shipping"].gate.set()
+    await group.until(lambda: b.owned == list(range(PARTITIONS)))
+    for seen in (here, there):
+        await seen.until("final")
+        assert (seen.kinds.count("accepted"), seen.steps) == (1, ["ship", "pay"])
+    assert (await a.front.get(id)).state is State.COMPLETED
+
+
+async def test_nobody_owns_the_partition(group: World) -> None:
+    """Its owner is gone and nobody follows: a retryable refusal with a delay, soon; a watch that is confirmed waits."""
+    a, b = await group.start("a", "b")
+    group.services["shipping"].gate = asyncio.Event()
+    id = id_at(1)
+    seen = Seen()
+    a.front.submit(order(id), seen)
+    await seen.until("accepted")
+    await group.expel(a)
+    await b.kill()
+    began = asyncio.get_running_loop().time()
+    asked = (
+        a.front.submit_and_wait(order(id_at(1, "new")), 0),
+        a.front.get(id),
+        a.front.explain(id),
+        a.front.control(id, Operation.PAUSE, reason="", by=""),
+    )
+    for told in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(told, NoOwner), told
+        assert told.retryable
+        assert told.retry_after_ms
+    assert asyncio.get_running_loop().time() - began < 5
+    assert seen.kinds[-1] != "error"
+    group.agree(group.shares())
+    group.services["shipping"].gate.set()
+    assert (await seen.until("final")).view is not None
+
+
+# ---------------------------------------------------------------- gathered
+
+
+async def test_a_list_is_gathered_page_by_page(group: World) -> None:
+    """Newest first over all owners, without a gap or a repetition, whatever the size of the page."""
+    a, *_ = await group.start("a", "b", "c")
+    await asyncio.gather(*(a.front.submit_and_wait(order(f"o-{n}"), 10_000) for n in range(23)))
+    found, cursor = [], None
+    while True:
+        page = await a.front.list_commands(state="completed", type=None, attributes={}, limit=5, cursor=cursor)
+        assert page.incomplete == ()
+        found += page.commands
+        if (cursor := page.next_cursor) is None:
+            break
+    assert sorted(view.id for view in found) == sorted(f"o-{n}" for n in range(23))
+    assert [view.submitted_at for view in found] == sorted((view.submitted_at for view in found), reverse=True)
+
+
+async def test_a_list_says_what_it_lacks(group: World) -> None:
+    """A partition without an owner is named, in the page and in the header; the rest is there."""
+    a, b = await group.start("a", "b")
+    group.services["shipping"].down = True
+    for partition in range(PARTITIONS):
+        await a.front.submit_and_wait(order(id_at(partition)), 0)
+    await group.expel(a)
+    await b.kill()
+    await group.until(lambda: not a.front.routes.served(1))
+    page = await a.front.list_commands(state=None, type=None, attributes={}, limit=50, cursor=None)
+    assert page.incomplete == (1, 3)
+    assert {view.partition for view in page.commands} == {0, 2}
+    async with httpx.AsyncClient(base_url=a.http) as client:
+        answer = await client.get("/v1/commands")
+        assert answer.headers["coordinator-incomplete"] == "1,3"
+        assert answer.json()["incomplete"] == [1, 3]
+        assert (await client.get("/v1/dead-letters")).headers["coordinator-incomplete"] == "1,3"
+
+
+async def test_dead_letters_of_all(group: World) -> None:
+    """Parked steps of every owner in one list."""
+    a, *_ = await group.start("a", "b")
+    group.services["payments"].answers["/pay"] = [422] * PARTITIONS
+    group.services["shipping"].answers["/back"] = [422] * PARTITIONS
+    for partition in range(PARTITIONS):
+        a.front.submit(order(id_at(partition)), Seen())
+    async with asyncio.timeout(10):
+        while len(letters := await a.front.dead_letters()) < PARTITIONS:  # noqa: ASYNC110 - only asking tells
+            await asyncio.sleep(0.01)
+    assert {letter["command_id"] for letter in letters} == {id_at(partition) for partition in range(PARTITIONS)}
+
+
+async def test_outcomes_of_all_in_order(group: World) -> None:
+    """Partition after partition; from a position on; from a time on; an unknown service is refused."""
+    a, *_ = await group.start("a", "b", "c")
+    await asyncio.gather(*(a.front.submit_and_wait(order(f"o-{n}"), 10_000) for n in range(20)))
+    items = [item async for batch in a.front.outcomes("shipping", None, False) for item in batch]
+    places = [tuple(map(int, item.position.split(":"))) for item in items]
+    assert places == sorted(places)
+    assert {item.command_id for item in items} == {f"o-{n}" for n in range(20)}
+    rest = [item async for batch in a.front.outcomes("shipping", items[7].position, False) for item in batch]
+    assert rest == items[7:]
+    none = [item async for batch in a.front.outcomes("shipping", "2099-01-01T00:00:00Z", False) for item in batch]
+    assert none == []
+    with pytest.raises(CoordinatorError, match="no service"):
+        await anext(a.front.outcomes("nobody", None, False))
+
+
+async def test_followed_outcomes_survive_the_owner(group: World) -> None:
+    """Each outcome once, those of the new owner too."""
+    a, b, _ = await group.start("a", "b", "c")
+    got: list[str] = []
+
+    async def follow() -> None:
+        async with contextlib.aclosing(a.front.outcomes("shipping", None, True)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                got.extend(item.command_id for item in batch)
+
+    following = asyncio.create_task(follow())
+    await asyncio.gather(*(a.front.submit_and_wait(order(f"o-{n}"), 10_000) for n in range(12)))
+    await group.until(lambda: len(got) == 12)
+    await b.kill()
+    await asyncio.gather(*(a.front.submit_and_wait(order(f"p-{n}"), 15_000) for n in range(12)))
+    await group.until(lambda: len(got) == 24)
+    assert Counter(got).most_common(1)[0][1] == 1
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- the group
+
+
+async def test_the_cluster_as_anybody_sees_it(group: World) -> None:
+    """Members with what they own, partitions with their owner, its address and its epoch; a dead member is down."""
+    a, b, c = await group.start("a", "b", "c")
+    await a.front.submit_and_wait(order("o-1"), 10_000)
+    told = [await each.front.cluster() for each in (a, b, c)]
+    assert [each["instance"] for each in told] == ["a", "b", "c"]
+    for answer in told:
+        assert {each["instance"]: each["partitions"] for each in answer["instances"]} == {
+            "a": [0, 3],
+            "b": [1],
+            "c": [2],
+        }
+        assert [each["owner"] for each in answer["partitions"]] == ["a", "b", "c", "a"]
+        assert {each["state"] for each in answer["partitions"]} == {"acting"}
+        assert all(each["since"] and each["epoch"] >= 0 for each in answer["partitions"])
+        assert answer["commands"]["max"] == 3000
+    addresses = {each["instance"]: each["address"] for each in told[0]["instances"]}
+    assert addresses == {each.name: each.member.address for each in (a, b, c)}
+    await c.kill()
+    await group.until(lambda: group.sees_all(a))
+    states = {each["instance"]: each["state"] for each in (await a.front.cluster())["instances"]}
+    assert states["c"] == "down"
+
+
+async def test_a_breaker_is_set_everywhere(group: World) -> None:
+    """One request, every instance; the answer says whom it reached."""
+    a, b, c = await group.start("a", "b", "c")
+    answer = await a.front.set_breaker("shipping", "open")
+    assert (answer["breaker"], answer["instances"], answer["unreached"]) == ("open", {"b": "open", "c": "open"}, [])
+    (shipping,) = [each for each in await b.front.services() if each["name"] == "shipping"]
+    assert shipping["breaker"] == "open"
+    assert {name: each["breaker"] for name, each in shipping["instances"].items()} == {"a": "open", "c": "open"}
+    await c.kill()
+    await group.until(lambda: len(a.front.directory.links()) == 1)
+    assert (await a.front.set_breaker("shipping", "auto"))["unreached"] == ["c"]
+
+
+async def test_a_definition_is_registered_everywhere(group: World) -> None:
+    """Recorded in every partition, known to every instance; other content is a conflict wherever it is asked; a
+    partition without an owner makes it fail, and asking again mends that."""
+    a, b, c = await group.start("a", "b", "c")
+    assert await b.front.register("order", 1, ORDER | {"version": 1}, "me") is True
+    assert await c.front.register("order", 1, ORDER | {"version": 1}, "me") is False
+    for each in (a, b, c):
+        assert [listed["name"] for listed in await each.front.definitions()] == ["order"]
+        assert (await each.front.definition("order", None))["version"] == 1
+        with pytest.raises(DefinitionConflict):
+            await each.front.register("order", 1, {**ORDER, "version": 1, "result": "${payload}"}, "me")
+    for partition in range(PARTITIONS):
+        view, _ = await a.front.submit_and_wait(Submission(id=id_at(partition), type="order", payload={}), 10_000)
+        assert view.state is State.COMPLETED
+    await group.expel(a, b)
+    await c.kill()
+    with pytest.raises(Unavailable) as told:
+        await a.front.register("order", 2, ORDER | {"version": 2}, "me")
+    assert (told.value.extra["registered"], told.value.extra["missing"]) == ([0, 1, 3], [2])
+    group.agree(group.shares())
+    await group.until(lambda: group.sees_all(a) and group.sees_all(b))
+    assert await b.front.register("order", 2, ORDER | {"version": 2}, "me") is False, "the first owner had it"
+    view, _ = await a.front.submit_and_wait(Submission(id=id_at(2, "v2"), type="order", version=2), 10_000)
+    assert view.state is State.COMPLETED
+
+
+async def test_ready_is_about_what_this_instance_ought_to_own(group: World) -> None:
+    """The others' partitions do not count, unless nobody can be reached at all."""
+    a, b = await group.start("a", "b")
+    assert a.front.ready() == (True, {"ready": True, "partitions": {}})
+    assert b.front.ready()[0]
+    a.local.stopping = True
+    assert a.front.ready()[1]["code"] == "stopping"
+
+
+# ---------------------------------------------------------------- idempotent ingestion
+
+
+async def test_one_id_fifty_times_over_three_transports_on_three_instances(group: World) -> None:
+    """One command, one call of each step, equal answers; exactly one of them made it."""
+    instances = await group.start("a", "b", "c")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(stranger(each, transport))  # type: ignore[arg-type]
+            for each in instances
+            for transport in TRANSPORTS
+        ]
+        for id in (id_at(0, "one"), id_at(1, "two")):
+            body = {"id": id, "definition": ORDER, "payload": {"a": 1, "b": [2.5, "x"]}}
+            told = await asyncio.gather(*(clients[n % len(clients)].submit(body, 20_000) for n in range(54)))
+            assert {each.code for each in told} == {None}
+            assert len({str(each.command) for each in told}) == 1
+            assert told[0].state == "completed"
+            assert Counter(each.attached for each in told) == {False: 1, True: 53}
+            for service, step in (("shipping", "ship"), ("payments", "pay")):
+                assert [each.key for each in group.services[service].arrivals].count(f"{id}/{step}") == 1
+            kinds = [each["kind"] for each in await instances[0].front.history(id)]
+            assert kinds == ["Submitted", "Outcome", "Outcome", "Finished"]
