@@ -12,15 +12,15 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 
-from coordinator.engine.views import timestamp
+from coordinator.engine.views import shown, timestamp
 from coordinator.errors import InvalidPayload, LogUnavailable
 from coordinator.lane import Lane
 from coordinator.log.base import LogError
 from coordinator.model.ids import parse_position, position
-from coordinator.model.records import Outcome, unraw
+from coordinator.model.records import Outcome
 from coordinator.pipeline import Pipeline
 from coordinator.transport.base import OutcomeItem
-from coordinator.wire.codec import decode
+from coordinator.wire.codec import read
 
 TypeOf = Callable[[str], str]
 
@@ -88,7 +88,7 @@ async def _partition(
             for at, data in records:
                 if at >= end:
                     break
-                record = decode(data, partition=lane.partition, offset=at)
+                record = read(data, partition=lane.partition, offset=at)
                 if (
                     isinstance(record, Outcome)
                     and record.service == service
@@ -117,6 +117,6 @@ def _item(partition: int, offset: int, record: Outcome, type_of: TypeOf) -> Outc
         command_id=record.id,
         type=type_of(record.id),
         step=record.step,
-        outcome=unraw(record.outcome),
+        outcome=shown(record.outcome),
         at=timestamp(record.at),
     )

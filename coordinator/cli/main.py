@@ -42,6 +42,7 @@ VERBS = {
     "replay": ("replay", "replay", "Stream a service's past outcomes, to a service or to standard output."),
     "definitions": ("definitions", "definitions", "Register, read and draw definitions."),
     "dead-letters": ("operate", "dead_letters", "List the steps that wait for an operator."),
+    "quarantine": ("operate", "quarantine", "List the records of the log that cannot be read or applied."),
     "services": ("operate", "services", "Show services and set their breakers."),
     "cluster": ("operate", "cluster", "Show instances, partitions and epochs."),
 }

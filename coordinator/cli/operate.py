@@ -1,4 +1,4 @@
-"""Verbs about the whole: dead-letters, services, cluster."""
+"""Verbs about the whole: dead-letters, quarantine, services, cluster."""
 
 from __future__ import annotations
 
@@ -18,6 +18,24 @@ def dead_letters(server: str, as_json: bool) -> None:
     with Api(server) as api:
         answer = api.get("/v1/dead-letters")
     print_json(answer) if as_json else print_rows(rows_of(answer), nothing="no dead letters")
+
+
+@click.command()
+@client_options
+def quarantine(server: str, as_json: bool) -> None:
+    """List the records of the log that cannot be read or applied, and what became of them.
+
+    parked: their command waits for you (see history, abort).  passed_over: nothing hung on them.  stopped: their
+    partition must not be read on.
+    """
+    with Api(server) as api:
+        answer = api.get("/v1/quarantine")
+    if as_json:
+        print_json(answer)
+        return
+    columns = ("position", "effect", "kind", "command_id", "size", "reason")
+    rows = [{"partition": row.get("partition"), **{name: row.get(name) for name in columns}} for row in rows_of(answer)]
+    print_rows(rows, nothing="nothing is in quarantine")
 
 
 @click.group(invoke_without_command=True)

@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,11 +12,16 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine.quarantine import BYTES_MAX, Entry
 from coordinator.engine.service import Stage
 from coordinator.engine.state import Command, Step
 from coordinator.model.command import CommandView, FailureView, State, StepState, StepView
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import position
-from coordinator.model.records import NIL, Failure, Record, unraw
+from coordinator.model.records import NIL, Failure, Record
+from coordinator.wire.codec import AT_MAX
+
+_decode_value = msgspec.msgpack.Decoder(ext_hook=lambda _code, data: bytes(data)).decode
 
 
 @lru_cache(64)
@@ -24,9 +30,17 @@ def _second(seconds: int) -> str:
 
 
 def timestamp(millis: float) -> str:
-    """RFC 3339 in UTC with milliseconds."""
-    seconds, rest = divmod(int(millis), 1000)
+    """RFC 3339 in UTC with milliseconds; what the calendar has no name for is its first or last moment."""
+    seconds, rest = divmod(min(max(0, int(millis)), AT_MAX), 1000)
     return f"{_second(seconds)}.{rest:03d}Z"
+
+
+def shown(value: Raw) -> Any:
+    """A recorded value for people; one that is no msgpack within as its bytes, so that it spoils no list."""
+    try:
+        return _decode_value(value)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return {"unreadable": str(error), "bytes": base64.b64encode(bytes(value)).decode()}
 
 
 def failure_view(failure: Failure | None) -> FailureView | None:
@@ -36,7 +50,7 @@ def failure_view(failure: Failure | None) -> FailureView | None:
         code=failure.code,
         message=failure.message,
         status=failure.status,
-        body=unraw(failure.body),
+        body=shown(failure.body),
         traceback=failure.traceback,
         step=failure.step,
     )
@@ -52,7 +66,7 @@ def command_view(command: Command, planned: Iterable[tuple[str, str]] = ()) -> C
         type=submitted.type,
         version=submitted.version,
         state=command.state,
-        result=unraw(finished.result) if finished else None,
+        result=shown(finished.result) if finished else None,
         error=failure_view(failure),
         steps=_steps(command, planned),
         waiting_for=[],
@@ -61,13 +75,15 @@ def command_view(command: Command, planned: Iterable[tuple[str, str]] = ()) -> C
         finished_at=timestamp(finished.at) if finished else None,
         partition=command.partition,
         position=position(command.partition, command.offset),
-        payload=unraw(submitted.payload),
+        payload=shown(submitted.payload),
         priority=submitted.priority,
         reason=command.reason or None,
     )
 
 
 def _failure(command: Command) -> Failure | None:
+    if command.quarantined is not None:
+        return command.quarantined
     if command.poison is not None:
         return command.poison
     if command.failure is not None:
@@ -108,7 +124,7 @@ def _step(command: Command, name: str, service: str) -> StepView:
         service=service,
         state=StepState.SKIPPED if skipped else _step_state(command, name, step),
         attempts=attempts,
-        outcome=unraw(step.outcome) if step is not None and step.outcome is not None else None,
+        outcome=shown(step.outcome) if step is not None and step.outcome is not None else None,
         error=failure_view(error),
     )
 
@@ -163,6 +179,16 @@ def explain(command: Command, now: float, *, owner: dict[str, Any], slots: tuple
                     "unblock": "nothing to do: it is tried again by itself",
                 }
             )
+    if command.quarantined is not None:
+        waits = [
+            {
+                "why": "quarantined",
+                "error": msgspec.to_builtins(failure_view(command.quarantined)),
+                "unblock": "what the record has decided is not known: look at the history and at the quarantine list, "
+                "mend by hand what must be mended, then abort",
+            },
+            *waits,
+        ]
     if command.poison is not None:
         waits.append(
             {
@@ -229,6 +255,9 @@ def dead_letters(command: Command) -> list[dict[str, Any]]:
     """What of the command waits for a person, as `GET /v1/dead-letters` lists it."""
     items: list[dict[str, Any]] = []
     common = {"command_id": command.id, "type": command.submitted.type, "state": command.state.value}
+    if command.quarantined is not None:
+        error = msgspec.to_builtins(failure_view(command.quarantined))
+        items.append({**common, "step": "", "undo": False, "error": error, "at": timestamp(command.touched)})
     if command.poison is not None:
         items.append({**common, "step": "", "undo": False, "error": msgspec.to_builtins(failure_view(command.poison))})
     for name, step in command.steps.items():
@@ -247,13 +276,62 @@ def dead_letters(command: Command) -> list[dict[str, Any]]:
     return items
 
 
+# ---------------------------------------------------------------- quarantine
+
+
+def quarantined(partition: int, entry: Entry) -> dict[str, Any]:
+    """One record in quarantine, as `GET /v1/quarantine` lists it; ``bytes`` are its first ones, in base64."""
+    return {
+        "partition": partition,
+        "offset": entry.offset,
+        "position": position(partition, entry.offset),
+        "effect": entry.effect,
+        "kind": entry.kind or None,
+        "command_id": entry.command or None,
+        "reason": entry.reason,
+        "at": timestamp(entry.at) if entry.at else None,
+        "size": entry.size,
+        "bytes": base64.b64encode(entry.data).decode(),
+    }
+
+
+def stopped(partition: int, reason: str, damaged: Damaged | None) -> dict[str, Any]:
+    """What a partition stopped at, as the same list shows it; not every log can tell the bytes."""
+    if damaged is None:
+        unknown = dict.fromkeys(("offset", "position", "kind", "command_id", "at", "size", "bytes"))
+        return {"partition": partition, **unknown, "effect": "stopped", "reason": reason}
+    entry = Entry(
+        damaged.offset,
+        damaged.at,
+        reason,
+        len(damaged.data),
+        damaged.data[:BYTES_MAX],
+        damaged.name,
+        damaged.id or "",
+        "stopped",
+    )
+    return quarantined(partition, entry)
+
+
 # ---------------------------------------------------------------- history
 
 _HIDDEN = frozenset({"schema", "token", "id", "at", "fingerprint", "meta"})
 
 
-def history_entry(partition: int, offset: int, record: Record) -> dict[str, Any]:
-    """One record for `GET …/history`: kind, position, at, then the record's own fields (raw values decoded)."""
+def history_entry(partition: int, offset: int, record: Record | Damaged) -> dict[str, Any]:
+    """One record for `GET …/history`: kind, position, at, then the record's own fields (raw values decoded).
+
+    Of one in quarantine: its kind, why it is there (``quarantined``) and its first bytes, in base64.
+    """
+    if isinstance(record, Damaged):
+        return {
+            "kind": record.name,
+            "position": position(partition, offset),
+            "at": timestamp(record.at) if record.at else None,
+            "quarantined": record.reason,
+            "size": len(record.data),
+            "bytes": base64.b64encode(record.data[:BYTES_MAX]).decode(),
+        }
     entry: dict[str, Any] = {
         "kind": type(record).__name__,
         "position": position(partition, offset),
@@ -272,7 +350,7 @@ def _empty(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Raw):
-        return unraw(value)
+        return shown(value)
     if isinstance(value, Failure):
         return msgspec.to_builtins(failure_view(value))
     return value

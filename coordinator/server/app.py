@@ -275,4 +275,8 @@ def status(pipeline: Pipeline, front: Front, now: int) -> Status:
         ready=ready,
         log_end={lane.partition: lane.end for lane in pipeline.lanes},
         epochs={lane.partition: lane.epoch for lane in pipeline.lanes},
+        quarantined={
+            lane.partition: engine.quarantined[lane.partition].total for lane in pipeline.lanes if lane.acting
+        },
+        stopped={lane.partition: int(lane.stopped is not None) for lane in pipeline.lanes},
     )

@@ -40,7 +40,7 @@ class Status(Struct, frozen=True, kw_only=True):
     ``commands`` counts the uncompleted by shown state (``running``, ``delayed`` …).  ``oldest_age_ms`` is the age of
     the oldest uncompleted one, 0 without any.  ``breakers`` is ``closed``, ``open`` or ``half_open`` by service,
     ``calls`` the calls under way by service, ``refusing`` tells that new commands are refused now, for whatever reason.
-    ``log_end`` and ``epochs`` are by partition.
+    ``log_end``, ``epochs``, ``quarantined`` (records) and ``stopped`` (1: it waits for an operator) are by partition.
     """
 
     commands: Mapping[str, int] = {}
@@ -54,6 +54,8 @@ class Status(Struct, frozen=True, kw_only=True):
     ready: bool = False
     log_end: Mapping[int, int] = {}
     epochs: Mapping[int, int] = {}
+    quarantined: Mapping[int, int] = {}
+    stopped: Mapping[int, int] = {}
 
 
 STATES = ("running", "delayed", "blocked", "waiting", "paused", "dead_letter", "compensating")
@@ -239,6 +241,9 @@ def _gauges(status: Status) -> Iterator[Metric]:
     yield _gauge("breaker_state", "1 for the state the breaker is in.", ("service", "state"), breakers)
     yield _gauge("suspended_services", "Services whose commands are refused now.", (), {(): len(status.suspended)})
     yield _gauge("intake_refusing", "1 while new commands are refused.", (), {(): int(status.refusing)})
+    listed = "Records that cannot be read or applied."
+    yield _gauge("quarantined_records", listed, ("partition",), status.quarantined)
+    yield _gauge("partition_stopped", "1 while it waits for an operator.", ("partition",), status.stopped)
     yield _gauge("ready", "1 while every owned partition is served.", (), {(): int(status.ready)})
 
 

@@ -171,6 +171,12 @@ class Front(Protocol):
         """
         ...
 
+    async def quarantine(self) -> list[dict[str, Any]]:
+        """Records that cannot be read or applied: ``{"partition", "offset", "position", "effect", "kind", "command_id",
+        "reason", "at", "size", "bytes"}``; ``effect`` is ``parked`` (the command), ``passed_over`` or ``stopped``
+        (the partition)."""
+        ...
+
     async def dead_letters(self) -> list[dict[str, Any]]:
         """Parked steps; a `Gathered` where some may be missing."""
         ...

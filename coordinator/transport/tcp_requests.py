@@ -75,6 +75,10 @@ async def _dead_letters(front: Front, params: Nothing) -> Any:
     return await front.dead_letters()
 
 
+async def _quarantine(front: Front, params: Nothing) -> Any:
+    return await front.quarantine()
+
+
 async def _services(front: Front, params: Nothing) -> Any:
     return await front.services()
 
@@ -118,6 +122,7 @@ HANDLERS: dict[str, Handler] = {
     "control": _control,
     "requeue": _requeue,
     "dead_letters": _dead_letters,
+    "quarantine": _quarantine,
     "services": _services,
     "set_breaker": _set_breaker,
     "cluster": _cluster,

@@ -305,6 +305,7 @@ PARAMS: dict[str, type[_Params]] = {
     "requeue": RequeueParams,
     "outcomes": OutcomesParams,
     "dead_letters": Nothing,
+    "quarantine": Nothing,
     "services": Nothing,
     "set_breaker": BreakerParams,
     "cluster": Nothing,

@@ -93,6 +93,7 @@ ASKING: dict[str, list[str]] = {
     "replay": ["--service", "stock"],
     "definitions": ["list"],
     "dead-letters": [],
+    "quarantine": [],
     "services": [],
     "cluster": [],
 }

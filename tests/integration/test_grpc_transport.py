@@ -116,6 +116,7 @@ async def test_a_walk_through_the_whole_service(stub: Any, stock: Service) -> No
     assert [event.kind async for event in stub.Watch(pb.WatchRequest(id="c-1"))][-1] == "final"
 
     assert msgspec.json.decode((await stub.DeadLetters(pb.Empty())).json) == []
+    assert msgspec.json.decode((await stub.Quarantine(pb.Empty())).json) == []
     assert msgspec.json.decode((await stub.Services(pb.Empty())).json)
     assert (await stub.SetBreaker(pb.SetBreakerRequest(service="stock", state="auto"))).json
     assert msgspec.json.decode((await stub.Cluster(pb.Empty())).json)["partitions"]

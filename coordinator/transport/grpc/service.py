@@ -48,6 +48,7 @@ class Service:
             "Session": both_streams("Session", self.session),
             "Outcomes": server_stream("Outcomes", pb.OutcomesRequest, self.outcomes),
             "DeadLetters": unary("DeadLetters", pb.Empty, self.dead_letters),
+            "Quarantine": unary("Quarantine", pb.Empty, self.quarantine),
             "Services": unary("Services", pb.Empty, self.services),
             "SetBreaker": unary("SetBreaker", pb.SetBreakerRequest, self.set_breaker),
             "Cluster": unary("Cluster", pb.Empty, self.cluster),
@@ -164,6 +165,9 @@ class Service:
 
     async def dead_letters(self, request: pb.Empty, context: Context) -> pb.Json:
         return _json(await self._front.dead_letters())
+
+    async def quarantine(self, request: pb.Empty, context: Context) -> pb.Json:
+        return _json(await self._front.quarantine())
 
     async def services(self, request: pb.Empty, context: Context) -> pb.Json:
         return _json(await self._front.services())

@@ -94,6 +94,11 @@ class CoordinatorStub:
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
                 response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
                 _registered_method=True)
+        self.Quarantine = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Quarantine',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
         self.Services = channel.unary_unary(
                 '/coordinator.v1.Coordinator/Services',
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
@@ -219,6 +224,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Quarantine(self, request, context):
+        """Records of the log that cannot be read or applied: a JSON array.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Services(self, request, context):
         """Breakers, calls in flight, delayed steps: a JSON array.
         """
@@ -328,6 +340,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
             ),
             'DeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.DeadLetters,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
+            ),
+            'Quarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quarantine,
                     request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
                     response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
             ),
@@ -689,6 +706,33 @@ class Coordinator:
             request,
             target,
             '/coordinator.v1.Coordinator/DeadLetters',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Quarantine',
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
             options,

@@ -354,6 +354,10 @@ class AsyncClient:
         """Steps that wait for an operator."""
         return _items(await self._request("dead_letters", {}, self._patience_s))
 
+    async def quarantine(self) -> Records:
+        """Records of the log that cannot be read or applied, and what became of their command or partition."""
+        return _items(await self._request("quarantine", {}, self._patience_s))
+
     async def services(self) -> Records:
         """Breakers, calls in flight and delayed commands of each service."""
         return _items(await self._request("services", {}, self._patience_s))

@@ -22,7 +22,8 @@
     │   │   ├── Starting          starting
     │   │   ├── Stopping          stopping
     │   │   ├── NoOwner           no_owner
-    │   │   └── LogUnavailable    log_unavailable
+    │   │   ├── LogUnavailable    log_unavailable
+    │   │   └── LogCorrupt        corrupt_log          the command's partition stopped; its operator must see to it
     │   ├── WaitTimeout           deadline_exceeded
     │   └── ConnectionLost        connection_lost      no server answered, or one stopped in between
     ├── Internal                  internal
@@ -184,6 +185,13 @@ class NoOwner(Unavailable):
 
 class LogUnavailable(Unavailable):
     code = "log_unavailable"
+
+
+class LogCorrupt(Unavailable):
+    """The command's partition stopped at a record that must not be passed over: asking again helps once its operator
+    has seen to it."""
+
+    code = "corrupt_log"
 
 
 class WaitTimeout(Retryable):

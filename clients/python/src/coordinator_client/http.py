@@ -34,6 +34,7 @@ _PATHS = {
     "control": ("POST", "/v1/commands/{id}/{operation}"),
     "requeue": ("POST", "/v1/commands/{id}/requeue"),
     "dead_letters": ("GET", "/v1/dead-letters"),
+    "quarantine": ("GET", "/v1/quarantine"),
     "services": ("GET", "/v1/services"),
     "set_breaker": ("POST", "/v1/services/{service}/breaker"),
     "cluster": ("GET", "/v1/cluster"),

@@ -161,6 +161,9 @@ class Client:
     def dead_letters(self) -> Records:
         return self._run(self._client.dead_letters())
 
+    def quarantine(self) -> Records:
+        return self._run(self._client.quarantine())
+
     def services(self) -> Records:
         return self._run(self._client.services())
 
