@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -27,13 +28,12 @@ OTHER = "none"  # the row of what happened between the faults
 
 
 async def round_of(
-    faults: list[Fault], directory: Path, brokers: Cluster, net: Network, seed: int, quiet_s: float | None = None
+    faults: list[Fault], directory: Path, brokers: Cluster, net: Network, seed: int, workers: int, quiet_s: float
 ) -> tuple[list[Row], list[str]]:
     """One round; returns its figures and every broken promise about a command as a sentence."""
     async with staged(directory, brokers, net, seed) as stage:
-        if quiet_s is not None:
-            stage.quiet_s = quiet_s
-        stage.load.start()
+        stage.quiet_s = quiet_s
+        stage.load.start(workers)
         strikes = []
         began = time.monotonic()
         complaint = await stage.settled()
@@ -107,8 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
     parser.add_argument("--json", type=Path, help="writes the figures there")
     parser.add_argument("--keep", type=Path, help="a directory for logs and ledgers, which are left there")
-    parser.add_argument("--quiet", type=float, help="seconds of calm before each fault")
+    parser.add_argument("--quiet", type=float, default=3.5, help="seconds without a move before each fault")
+    parser.add_argument("--workers", type=int, default=24, help="clients without a pause between their commands")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which lets everything be taken down
     install()  # from outside: the namespace has no way out
     enter()
     net = network(DAEMONS)
@@ -141,7 +143,9 @@ async def _rounds(
     try:
         for number in range(1_000_000):
             place = directory / f"round-{number}-{int(time.monotonic())}"
-            rows, found = await round_of(faults, place, brokers, net, options.seed + number, options.quiet)
+            rows, found = await round_of(
+                faults, place, brokers, net, options.seed + number, options.workers, options.quiet
+            )
             faulty += found
             for row in rows:
                 totals.setdefault(row.fault, Row(fault=row.fault)).add(row)

@@ -37,21 +37,20 @@ DECLINED: Final = 0.2
 
 
 class Load:
-    """``workers`` clients without pause between their commands, and the probes.  Runs until `stop`."""
+    """Clients without pause between their commands, and the probes.  Runs from `start` to `stop`."""
 
-    def __init__(self, instances: Sequence[Instance], partitions: int, *, workers: int, seed: int) -> None:
+    def __init__(self, instances: Sequence[Instance], partitions: int, *, seed: int) -> None:
         self.answers: list[Answer] = []
         self.probes: dict[int, list[Answer]] = {partition: [] for partition in range(partitions)}
         self._instances = instances
         self._partitions = partitions
-        self._workers = workers
         self._chance = random.Random(seed)
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = 0
 
-    def start(self) -> None:
-        jobs = [self._work() for _ in range(self._workers)]
+    def start(self, workers: int) -> None:
+        jobs = [self._work() for _ in range(workers)]
         jobs += [self._probe(partition) for partition in range(self._partitions)]
         self._tasks = [asyncio.create_task(job) for job in jobs]
 
@@ -59,6 +58,9 @@ class Load:
         """No new commands; returns when every call that was under way has its answer."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
+
+    def _done(self) -> bool:
+        return self._stopping
 
     @property
     def failed(self) -> bool:
@@ -70,10 +72,10 @@ class Load:
     async def _work(self) -> None:
         kinds: list[Callable[[Any, Any], Coroutine[Any, Any, None]]]
         kinds = [self._waiter, self._waiter, self._starter, self._doubler, self._forgetter, self._anonymous]
-        while not self._stopping:
+        while not self._done():
             async with self._client() as one, self._client() as other:
                 for _ in range(CALLS_PER_CLIENT):
-                    if not self._stopping:
+                    if not self._done():
                         await self._chance.choice(kinds)(one, other)
 
     async def _waiter(self, one: _Client, other: _Client) -> None:
@@ -120,10 +122,10 @@ class Load:
     # ------------------------------------------------------------ probes
 
     async def _probe(self, partition: int) -> None:
-        while not self._stopping:
+        while not self._done():
             async with self._client() as client:
                 for _ in range(CALLS_PER_CLIENT):
-                    if self._stopping:
+                    if self._done():
                         return
                     id = self._id_in(partition)
                     self.probes[partition].append(await _asked(client, "probe", id, client.submit("Probe", {}, id=id)))
@@ -152,6 +154,9 @@ class _Client(AsyncClient):
         super().__init__(urls)
         self.transport = transport
         self.via = via
+
+    async def __aenter__(self) -> _Client:
+        return self
 
 
 async def _asked(client: _Client, call: str, id: str, asking: Coroutine[Any, Any, Command]) -> Answer:

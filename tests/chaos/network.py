@@ -7,9 +7,10 @@ Each daemon lives in a network namespace with three cables, each to a bridge of 
     front cable    10.90.3.0/24   clients and services                       (never cut: who is cut off must say so)
 
 To cut one is to take its end off the bridge: packets vanish in both directions, no connection is told, exactly as
-when a switch dies.  `enter` puts the whole program into a fresh network (and mount) namespace first, as its root, so
-that nothing of it can be seen or left behind outside.  Where the kernel does not allow that, `Loopback` runs everything
-on 127.0.0.1, `can_cut` is False, and the faults that need a cut are left out, and said to be.
+when a switch dies.  `enter` puts the whole program into fresh namespaces first, as their root, be it as a user of no
+rank outside: nothing of its network can be seen there, and since they have processes of their own, none of these
+outlives the program, however that ends.  Where the kernel allows nobody that, `Loopback` runs everything on 127.0.0.1,
+`can_cut` is False, and the faults that need a cut are left out, and said to be.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def enter() -> None:
     if os.environ.get(_INSIDE):
         return
     for who in ((), ("--user", "--map-root-user")):
-        unshare = ["unshare", *who, "--net", "--mount"]
+        unshare = ["unshare", *who, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         trial = "mount -t tmpfs tmpfs /run && ip link add name b type bridge && ip netns add n && ip netns exec n true"
         try:
             allowed = subprocess.run([*unshare, "sh", "-c", trial], capture_output=True, timeout=10).returncode == 0

@@ -36,14 +36,14 @@ class Stage:
         self.directory = directory
         self.brokers = brokers
         self.network = network
-        self.quiet_s = 3.5  # how long no partition may move before the next fault; above the group's own hesitation
+        self.quiet_s = 3.5  # without a move of any partition, before the next fault; more than the group's hesitation
         topic = f"chaos-{directory.name}"
         self.book = Book(brokers.bootstrap, topic, PARTITIONS)
         self.instances = [
             Instance(number, directory / f"daemon-{number}", network, self._config(topic, number, ports))
             for number in range(1, DAEMONS + 1)
         ]
-        self.load = Load(self.instances, PARTITIONS, workers=24, seed=seed)
+        self.load = Load(self.instances, PARTITIONS, seed=seed)
 
     def _config(self, topic: str, number: int, ports: dict[str, int]) -> str:
         lines = ["[coordinator]", f'name = "{topic}"', 'slow_retry_interval = "100ms"', 'retry_jitter = "50ms"']
