@@ -234,16 +234,21 @@ def list_commands(
         **{f"attribute.{name}": value for name, value in attributes},
     }
     found: list[dict[str, Any]] = []
+    lacking: set[int] = set()
     with Api(server) as api:
         while True:
             page = api.get("/v1/commands", limit=min(PAGE_MAX, limit - len(found)), cursor=cursor, **wanted)
             found += page["commands"]
             cursor = page.get("next_cursor")
+            lacking.update(page.get("incomplete") or ())
             if not cursor or len(found) >= limit:
                 break
     if as_json:
-        print_json({"commands": found, "next_cursor": cursor})
+        print_json({"commands": found, "next_cursor": cursor, "incomplete": sorted(lacking)})
         return
     print_rows(found, ["id", "type", "version", "state", "submitted_at", "finished_at"], "no commands")
     if cursor:
         click.echo(f"there are more: --cursor {cursor}", err=True)
+    if lacking:
+        listed = ", ".join(map(str, sorted(lacking)))
+        click.echo(f"commands of partitions {listed} may be missing: ask again in a moment", err=True)

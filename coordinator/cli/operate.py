@@ -8,7 +8,7 @@ import click
 
 from coordinator.cli.api import Api
 from coordinator.cli.options import client_options
-from coordinator.cli.output import print_fields, print_json, print_rows, rows_of
+from coordinator.cli.output import Row, print_fields, print_json, print_rows, rows_of
 
 
 @click.command("dead-letters")
@@ -47,7 +47,20 @@ def services(ctx: click.Context, server: str, as_json: bool) -> None:
         return
     with Api(server) as api:
         answer = api.get("/v1/services")
-    print_json(answer) if as_json else print_rows(rows_of(answer), nothing="no services are configured")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [each for row in rows_of(answer) for each in _by_instance(row)]
+    print_rows(rows, nothing="no services are configured")
+
+
+def _by_instance(row: Row) -> list[Row]:
+    """A service as the instance that was asked sees it, then as the others do."""
+    others = row.pop("instances", None) or {}
+    if not others:
+        return [row]
+    named = [{"name": row["name"], "instance": name, **seen} for name, seen in sorted(others.items())]
+    return [{"name": row["name"], "instance": "(asked)", **row}, *named]
 
 
 @services.command()
@@ -64,7 +77,23 @@ def breaker(name: str, state: str, server: str, as_json: bool) -> None:
 @click.command()
 @client_options
 def cluster(server: str, as_json: bool) -> None:
-    """Show instances, partitions and epochs."""
+    """Show the instances of the group, and for each partition its owner, epoch, end, lag and since when."""
     with Api(server) as api:
         answer = api.get("/v1/cluster")
-    print_json(answer) if as_json else print_fields(answer)
+    if as_json:
+        print_json(answer)
+        return
+    for name, columns in _CLUSTER.items():
+        rows = answer.pop(name, None) or []
+        if name == "instances":
+            rows = [{**row, "partitions": ", ".join(map(str, row.get("partitions") or []))} for row in rows]
+        click.echo(f"{name}:")
+        print_rows(rows, columns, f"no {name}")
+        click.echo()
+    print_fields(answer)
+
+
+_CLUSTER = {
+    "instances": ["instance", "address", "state", "partitions", "commands"],
+    "partitions": ["partition", "state", "owner", "address", "epoch", "end", "lag", "since"],
+}

@@ -19,11 +19,12 @@ Row = dict[str, Any]
 WIDE = 100_000
 
 COLOURS = {
-    "completed": "green", "succeeded": "green", "closed": "green", "acting": "green",
+    "completed": "green", "succeeded": "green", "closed": "green", "acting": "green", "up": "green",
     "running": "cyan", "waiting": "cyan", "pending": "dim", "skipped": "dim", "undone": "yellow",
     "compensated": "yellow", "compensating": "yellow", "undoing": "yellow",
     "paused": "yellow", "delayed": "yellow", "half_open": "yellow",
     "blocked": "red", "open": "red", "failed": "red", "aborted": "red", "dead_letter": "bold red",
+    "leaving": "yellow", "down": "red", "no_owner": "red",
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Service:
             cursor=request.cursor or None,
         )
         commands = [messages.command(view) for view in page.commands]
-        return pb.ListReply(commands=commands, next_cursor=page.next_cursor or "")
+        return pb.ListReply(commands=commands, next_cursor=page.next_cursor or "", incomplete=page.incomplete)
 
     async def history(self, request: pb.CommandId, context: Context) -> pb.Json:
         return _json(await self._front.history(request.id))
@@ -125,6 +125,7 @@ class Service:
 
     async def watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
         watch = Watch(request.id, EventQueue(self._settings.stream_events_max))
+        await self._front.get(request.id)  # NOT_FOUND is a status, also where another instance has to be asked
         self.streams.add(watch)
         try:
             unwatch = self._front.watch(request.id, watch.queue.put, request.after or None)

@@ -35,7 +35,7 @@ from coordinator.errors import (
     tree,
 )
 from coordinator.model.command import FINAL, CommandView, Operation, State, Submission
-from coordinator.transport.base import CommandPage, Front, OutcomeItem
+from coordinator.transport.base import CommandPage, Front, Gathered, OutcomeItem
 from coordinator.transport.http.exchange import Answer, Request, Whole, json, same_id
 from coordinator.transport.http.problem import Headers
 from coordinator.transport.http.routing import (
@@ -228,12 +228,15 @@ async def outcomes(api: Resources, request: Request) -> Answer:
 
 
 async def dead_letters(api: Resources, request: Request) -> Answer:
-    letters = await api.front.dead_letters()
-    return json(letters, headers=_lacking(getattr(letters, "incomplete", ())))
+    return _gathered(await api.front.dead_letters())
 
 
 async def quarantine(api: Resources, request: Request) -> Answer:
-    return json(await api.front.quarantine())
+    return _gathered(await api.front.quarantine())
+
+
+def _gathered(items: list[dict[str, Any]]) -> Answer:
+    return json(items, headers=_lacking(items.incomplete) if isinstance(items, Gathered) else None)
 
 
 async def services(api: Resources, request: Request) -> Answer:

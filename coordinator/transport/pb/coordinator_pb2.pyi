@@ -109,12 +109,14 @@ class ListRequest(_message.Message):
     def __init__(self, state: _Optional[str] = ..., type: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ...) -> None: ...
 
 class ListReply(_message.Message):
-    __slots__ = ("commands", "next_cursor")
+    __slots__ = ("commands", "next_cursor", "incomplete")
     COMMANDS_FIELD_NUMBER: _ClassVar[int]
     NEXT_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
     commands: _containers.RepeatedCompositeFieldContainer[Command]
     next_cursor: str
-    def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., next_cursor: _Optional[str] = ...) -> None: ...
+    incomplete: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., next_cursor: _Optional[str] = ..., incomplete: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("id", "type", "version", "state", "result_json", "error", "steps", "waiting_for", "attributes_json", "submitted_at", "finished_at", "partition", "position", "payload_json", "priority", "reason")
