@@ -63,6 +63,7 @@ from coordinator.wire.frames import (
     Step,
     Submit,
     check_length,
+    error_frame,
     peek,
     read_from_server,
     write,
@@ -297,7 +298,7 @@ class Connection(asyncio.Protocol):
         else:
             view = memoryview(data)
         at, size, self._needed = 0, len(view), 4
-        while size - at >= 4:
+        while size - at >= 4 and not self.why:
             (length,) = PREFIX.unpack_from(view, at)
             check_length(length, self._settings.frame_bytes_max)
             end = at + 4 + length
@@ -312,11 +313,10 @@ class Connection(asyncio.Protocol):
     def _frame(self, body: memoryview) -> None:
         try:
             frame = read_from_server(body)
-        except Malformed:
-            head = peek(body)
-            if head is None or head[0] in SERVER_TYPES:
-                raise
-            return  # a frame of a later version; nobody here has asked for it
+        except Malformed as why:
+            if (known := self._unreadable(body, why)) is None:
+                return
+            frame = known
         if type(frame) in _ANSWERS and frame.seq:
             entry = self._open.get(frame.seq)
             if entry is not None:  # else it was forgotten while this was on its way
@@ -337,10 +337,29 @@ class Connection(asyncio.Protocol):
             case _:
                 pass  # a Pong: that it came is all that it says
 
+    def _unreadable(self, body: memoryview, why: Malformed) -> Error | None:
+        """What a frame that cannot be read means; raises ``why`` where it is the connection's end.
+
+        The other may be of a later version.  A frame that only that one knows was not asked for (None); an answer that
+        only it can read fails by itself, for it would come again on the next connection.
+        """
+        head = peek(body)
+        if head is None:
+            raise why
+        kind, seq = head
+        if kind not in SERVER_TYPES:
+            return None
+        if seq not in self._open:
+            raise why
+        told = f"instance {self._member.instance} answered what this one cannot read: {why.detail}"
+        return error_frame(seq, Internal(told))
+
     # --------------------------------------------------------------------------------------------- beginning and end
 
     def _meet(self, hello: Hello) -> None:
         """Sees from its Hello whether this is the member that we want."""
+        if self.up:
+            raise Malformed("Hello came twice")
         options, member = hello.options, self._member
         if hello.magic != MAGIC or not VERSION_MIN <= hello.version_min == hello.version_max <= VERSION_MAX:
             fault = f"it answers {hello.magic!r:.40} version {hello.version_min}; this instance speaks {VERSION_MAX}"

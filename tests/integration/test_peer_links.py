@@ -625,9 +625,27 @@ async def test_a_member_that_goes_is_let_go_without_a_death() -> None:
         told = Told()
         link.watch("c-1", told)
         await told.until("accepted")
+        stream = link.stream("outcomes", {"service": "s", "from": "1", "follow": True})
+        await anext(stream)
         made.know([])
         assert dict(made.links) == {}
         assert type((await told.until("error")).error) is LinkLost
+        with pytest.raises(LinkLost):
+            await anext(stream)
+        assert listener.deaths() == []
+
+
+async def test_a_member_whose_address_changed_is_linked_anew() -> None:
+    """The same instance under another address gets another link; that is no death."""
+    listener = Listener()
+    async with instance("b") as before, instance("b") as now, peers(listener, before.member) as made:
+        old = await up(listener, made)
+        listener.heard.clear()
+        made.know([now.member])
+        link = await up(listener, made)
+        assert link is not old
+        assert not old.up
+        assert link.member == now.member
         assert listener.deaths() == []
 
 

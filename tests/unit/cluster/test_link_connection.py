@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.cluster.base import Member
@@ -258,3 +259,29 @@ async def test_an_answer_that_fits_no_question_is_an_error_and_no_more() -> None
     assert told[0].error is not None
     assert told[0].error.code == "internal"
     assert connection.up
+
+
+async def test_an_answer_that_only_a_later_version_can_read_fails_by_itself() -> None:
+    """A view with a state that this version does not know ends its request; the others go on."""
+    connection, _ = await met()
+    told: list[Event] = []
+    other: list[Event] = []
+    connection.submit(submission("c-1"), told.append, "final", None, {})
+    connection.submit(submission("c-2"), other.append, "final", None, {})
+    body = msgspec.msgpack.encode([7, 1, "c-1", "0:1", {"id": "c-1", "state": "in_limbo"}])
+    connection.data_received(len(body).to_bytes(4, "big") + body + frames.encode(Final(2, "c-2", "0:3", None)))
+    assert told[0].error is not None
+    assert told[0].error.code == "internal"
+    assert [event.kind for event in other] == ["final"]
+    assert connection.up
+
+
+async def test_nothing_is_read_after_the_end() -> None:
+    """What follows the Error that ended the connection neither revives it nor is told."""
+    connection = Connection(Member("a", ""), Member("b", "h:1"), "g", LinkSettings())
+    connection.connection_made(Socket(connection))
+    connection.data_received(frames.encode(Error(0, "conflict", "Conflict", "no", False)) + frames.encode(HELLO))
+    assert not connection.up
+    assert "no" in connection.why
+    await turns()
+    assert connection.closed.is_set()
