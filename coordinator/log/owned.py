@@ -21,9 +21,8 @@ from coordinator.model.damaged import Damaged
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import SCHEMA, Epoch, Record
 from coordinator.ownership.owner import Act, Down, Owner, Phase, Read, Seen, Wait
-from coordinator.ownership.validity import counts
 from coordinator.wire import codec
-from coordinator.wire.codec import EPOCH, encode
+from coordinator.wire.codec import encode
 
 _PAUSE_S: Final = 0.02  # between two looks at a log that does not show yet what it must
 _CLOSE_TIMEOUT_S: Final = 3.0
@@ -312,24 +311,13 @@ class OwnedPartition:
             while batch := await self._next_batch(reading):
                 for offset, data in batch:
                     record = codec.read(data, partition=partition, offset=offset)
-                    token = self._judged(record) if isinstance(record, Damaged) else record.token
-                    if not owner.observe(Seen(offset, token, data, record if isinstance(record, Epoch) else None)):
+                    counts = owner.judge(offset, record)
+                    if isinstance(record, Damaged) and counts and record.token is None:
+                        self._on_garbage(record)
+                    epoch = record if isinstance(record, Epoch) else None
+                    if not owner.observe(Seen(offset, record.token or b"", data, epoch)):
                         return False
         return True
-
-    def _judged(self, damaged: Damaged) -> bytes:
-        """Whose bytes these are that cannot be read, by the rule that a replay has for them (`ownership.validity`).
-
-        The next replay has the last word on what carries our token, and on who wrote it: that this epoch never sent it
-        is enough to step down.
-        """
-        if damaged.token is not None and damaged.kind != EPOCH:
-            return damaged.token
-        if damaged.token is None and self.token in damaged.data:
-            return self.token
-        if counts(damaged, self.token):
-            self._on_garbage(damaged)
-        return b""
 
     def _answer(self, ticket: int, base: int | None) -> None:
         waiting = self._waiting.get(ticket)

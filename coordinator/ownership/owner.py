@@ -156,6 +156,13 @@ class Owner:
                     break
         return valid
 
+    def judge(self, offset: int, record: Record | Damaged) -> bool:
+        """Whether a record behind the own Epoch counts, by the same rules; to be called before `observe`.
+
+        Raises CorruptLog, as the next reader would.
+        """
+        return self._validity.admit(offset, record)
+
     # ------------------------------------------------------------ appending
 
     @property

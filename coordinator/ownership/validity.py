@@ -19,6 +19,10 @@ What cannot be read is judged too (docs/design.md, "Quarantine"), by what it cou
 | the token in force, a command's kind and the command's id | counts: that command is parked, the others go on   |
 | the token in force, a Snapshot's kind                     | listed: a snapshot decides nothing                 |
 | the token in force, and anything else                     | stop: it may have decided anything, for anybody    |
+
+An Epoch that was damaged beyond recognition would take all records of its owner with it, void, without a word.  But it
+gives itself away: an owner writes nothing before its Epoch is in the log, so behind those bytes come records with a
+token that no Epoch had.  There the reader stops (``_suspect``).
 """
 
 from __future__ import annotations
@@ -39,26 +43,48 @@ class Validity:
     is valid; a reader that starts above offset 0 with no token may meet nothing but an Epoch first.
     """
 
-    __slots__ = ("_undecidable", "token")
+    __slots__ = ("_known", "_suspect", "_undecidable", "token")
 
     def __init__(self, start: int = 0, token: bytes | None = None) -> None:
         self.token = token
         self._undecidable = start > 0 and token is None
+        self._known = {token}  # tokens that have been in force, as far as we have read
+        self._suspect: Damaged | None = None  # since the last Epoch: what may have been one
 
     def admit(self, offset: int, record: Record | Damaged) -> bool:
         """Whether this record counts, or is to be listed; an Epoch always counts.  Raises CorruptLog where that cannot
         be known, or where nobody may go on behind it."""
         if type(record) is Epoch:
             self.token = record.token
+            self._known.add(record.token)
+            self._suspect = None
             self._undecidable = False
             return True
         if isinstance(record, Damaged):
-            if self._undecidable and record.token is not None and record.kind != EPOCH:
-                raise self._undecided(offset)
-            return counts(record, self.token)
+            return self._damaged(record)
+        if record.token == self.token:
+            return True
+        self._void(offset, record.token)
+        return False
+
+    def _damaged(self, damaged: Damaged) -> bool:
+        if damaged.token is None:
+            self._suspect = self._suspect or damaged
+        elif damaged.kind != EPOCH and damaged.token != self.token:
+            self._void(damaged.offset, damaged.token)
+            if damaged.token not in self._known:
+                self._suspect = damaged
+        return counts(damaged, self.token)
+
+    def _void(self, offset: int, token: bytes) -> None:
+        """A record that is not the present owner's; raises CorruptLog unless it is certain that it is void."""
         if self._undecidable:
             raise self._undecided(offset)
-        return record.token == self.token
+        if self._suspect is not None and token not in self._known:
+            raise self._suspect.error(
+                f"the record at offset {offset} behind it has a token that no Epoch had, so it may have been an Epoch, "
+                "and then all behind it counts"
+            )
 
     def _undecided(self, offset: int) -> CorruptLog:
         return CorruptLog(
