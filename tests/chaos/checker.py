@@ -5,6 +5,7 @@ A command is **lost** when a client was told that it was accepted (or how it end
 A command is **contradicted** when two of the accounts cannot both be true:
 
     clients × log        an end that was told is not the log's end; an answer differs from another client's
+    clients × clients    "unknown command" after somebody was told that it was accepted
     ledgers × log        completed, and an effect is missing, undone or refused; ended otherwise, and an effect is live
     log × log            two ends; accepted under two payloads
     ledgers × ledgers    a deed after its own undo
@@ -103,12 +104,16 @@ def judge(
     """``ledgers`` by service; ``steps``: step and service of each type of command."""
     verdict = Verdict()
     told: dict[str, list[Answer]] = defaultdict(list)
-    for answer in answers:
+    for answer in (answers := list(answers)):
         if answer.state:
             told[answer.id].append(answer)
+    for answer in answers:
+        if answer.error == "unknown_command" and any(each.answered < answer.asked for each in told[answer.id]):
+            verdict.contradicted.append(Fault(answer.id, "was accepted, and unknown to who asked afterwards"))
     books = _books(ledgers)
     for id in told.keys() - stories.keys():
-        verdict.lost.append(Fault(id, f"a client was told {told[id][0].state}, and the log does not know it"))
+        if told[id]:
+            verdict.lost.append(Fault(id, f"a client was told {told[id][0].state}, and the log does not know it"))
     for id in books.keys() - stories.keys():
         verdict.contradicted.append(Fault(id, "services were called for it, and the log does not know it"))
     for id, story in stories.items():

@@ -75,6 +75,13 @@ def test_an_error_is_no_answer() -> None:
     assert found([told("", None, error="no_owner")], None, {}) == ("", "")
 
 
+def test_unknown_after_accepted_is_a_contradiction() -> None:
+    """Whoever asks after an acceptance must find the command; who asks at the same time need not."""
+    denied = told("", None, error="unknown_command", asked=3.0, answered=3.1)
+    assert "unknown to who asked afterwards" in found([told(), denied], story(COMPLETED), WHOLE)[1]
+    assert found([told(asked=2.9, answered=3.0), denied], story(COMPLETED), WHOLE) == ("", "")
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
