@@ -190,7 +190,7 @@ class KafkaGroup:
         # A rebalance waits this long for members that do not come back.  Below the session timeout, since those who
         # wait along cannot be heard meanwhile; well above a heartbeat, at which members learn of it.
         self._rebalance_s = max(self._session_s - 2 * self._heartbeat_s, self._session_s / 2)
-        self._request_s = self._session_s / 3  # for what is answered at once: leaves time for another attempt or two
+        self._request_s = self._session_s / 4  # for what is answered at once: leaves time for further attempts
         self._options = {
             "sasl_mechanism": "PLAIN",
             **{key: value for key, value in (client_options or {}).items() if key in _CONNECTION_OPTIONS},
@@ -243,7 +243,7 @@ class KafkaGroup:
                         await self._stay(broker)
                         failures = 0
             except _Trouble as trouble:
-                self._complain(str(trouble))
+                self._complain(str(trouble), failures)
             await asyncio.sleep(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
             failures += 1
 
@@ -272,12 +272,14 @@ class KafkaGroup:
         finally:
             connection.close()
 
-    def _complain(self, reason: str) -> None:
-        """Says it when it begins, and now and then while it lasts."""
+    def _complain(self, reason: str, failures: int) -> None:
+        """A hiccup is no news; what lasts is said when that is clear, and again now and then."""
         now = asyncio.get_running_loop().time()
-        if now >= self._complain_at:
+        if failures >= 2 and now >= self._complain_at:
             self._complain_at = now + _COMPLAIN_S
             log.warning("trouble with the group, which is tried again", group=self._group, reason=reason)
+        else:
+            log.debug("trouble with the group", group=self._group, reason=reason)
 
     # ------------------------------------------------------------ the protocol
 
