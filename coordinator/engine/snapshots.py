@@ -29,7 +29,7 @@ from coordinator.engine.state import Command
 from coordinator.errors import CorruptLog
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import ID_LENGTH_MAX, CommandId, position
-from coordinator.model.records import SCHEMA, CommandRecord, Piece, Registered, Snapshot
+from coordinator.model.records import SCHEMA, CommandRecord, Link, Piece, Registered, Snapshot
 from coordinator.wire.codec import decode, encode, read, stored
 
 PART_BYTES: Final = 512 * 1024  # of an encoded part: two fit into an append, and one under every broker's limit
@@ -77,7 +77,7 @@ def cut(
     partition: int,
     header: Header,
     *,
-    chain: Sequence[tuple[int, int, int]] = (),
+    chain: Sequence[Link] = (),
     receipts: Iterable[bytes] = (),
     part_bytes: int = PART_BYTES,
 ) -> Iterator[Snapshot | None]:
@@ -161,9 +161,7 @@ class _Part:
         return self.commands[-1][1]
 
 
-def _parts(
-    header: Header, chain: list[tuple[int, int, int]], items: Iterator[_Item], part_bytes: int
-) -> Iterator[Snapshot | None]:
+def _parts(header: Header, chain: list[Link], items: Iterator[_Item], part_bytes: int) -> Iterator[Snapshot | None]:
     room = part_bytes - _HEAD - _CHAINED * len(chain)
     assert room > _ROOM_MIN, "a part must have room for something"
     number = 0
@@ -180,9 +178,7 @@ def _parts(
     yield _record(header, part, number, parts=number + 1, chain=chain)
 
 
-def _record(
-    header: Header, part: _Part, number: int, *, parts: int = 0, chain: list[tuple[int, int, int]] | None = None
-) -> Snapshot:
+def _record(header: Header, part: _Part, number: int, *, parts: int = 0, chain: list[Link] | None = None) -> Snapshot:
     return Snapshot(
         SCHEMA,
         b"",
@@ -199,6 +195,11 @@ def _record(
         receipts=bytes(part.receipts),
         chain=chain or [],
     )
+
+
+def records_in(part: Snapshot) -> int:
+    """How many records must be put back from a part: what `recovery.due` weighs."""
+    return len(part.definitions) + sum(len(pieces) for _, pieces in part.commands)
 
 
 # ---------------------------------------------------------------- putting back
@@ -236,9 +237,14 @@ class Whole:
         return self.parts[0].at
 
     @property
-    def chain(self) -> list[tuple[int, int, int]]:
-        """Earlier snapshots: (covered, position, at_ms), in order."""
+    def chain(self) -> list[Link]:
+        """Earlier snapshots, the oldest first."""
         return self.parts[-1].chain
+
+    @property
+    def link(self) -> Link:
+        """This one, as the next one's chain has it."""
+        return Link(self.covered, self.position, self.at)
 
     def receipts(self) -> Receipts:
         """Of the commands that had finished."""

@@ -11,7 +11,7 @@ needs them, and leave as they came.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw, Struct
@@ -156,6 +156,14 @@ Piece = tuple[int, bytes]
 """A record's offset and its bytes, or some of them: the same offset again means that the bytes go on."""
 
 
+class Link(NamedTuple):
+    """A snapshot, as a later one knows it: the offset that it covers, that of its first part, when it was cut (ms)."""
+
+    covered: int
+    position: int
+    at: int
+
+
 class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
     """One part of the state below the offset ``covered`` (`engine.snapshots` makes and reads them).
 
@@ -169,8 +177,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
 
     What it has: the valid records below ``covered`` of each uncompleted command, as they were encoded; the Registered
     records; the quarantine, an entry for each offset; ``receipts`` of finished commands (`admission.receipts`; one
-    sorted run over all the parts); and, with the last part, the ``chain`` of earlier snapshots as (covered, position,
-    time in ms).
+    sorted run over all the parts); and, with the last part, the ``chain`` of earlier snapshots that are still of use.
     """
 
     schema: int
@@ -186,7 +193,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
     definitions: list[Piece] = []
     quarantine: list[Piece] = []
     receipts: bytes = b""
-    chain: list[tuple[int, int, int]] = []
+    chain: list[Link] = []
 
 
 class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):

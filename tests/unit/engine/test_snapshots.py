@@ -13,7 +13,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.snapshots import PART_BYTES, Header, Whole, complete, cut, restore
 from coordinator.errors import CorruptLog
 from coordinator.model.ids import CommandId
-from coordinator.model.records import NIL, SCHEMA, Outcome, Registered, Snapshot, Submitted, raw
+from coordinator.model.records import NIL, SCHEMA, Link, Outcome, Registered, Snapshot, Submitted, raw
 from coordinator.wire.codec import decode, encode, read
 from tests.unit.engine.desk import OUTCOME, Desk, sequence, submitted
 
@@ -58,7 +58,7 @@ def histories(engine: Engine) -> dict[str, Any]:
 
 def test_every_part_says_what_it_is_a_part_of_and_the_last_how_many_there_are() -> None:
     """A reader that finds any of them knows which others to look for."""
-    parts = parts_of(filled(["x" * 1_000] * 10), 10, part_bytes=3_000, chain=[(3, 4, 5)])
+    parts = parts_of(filled(["x" * 1_000] * 10), 10, part_bytes=3_000, chain=[Link(3, 4, 5)])
     assert [part.part for part in parts] == list(range(len(parts)))
     assert [part.parts for part in parts] == [0] * (len(parts) - 1) + [len(parts)]
     assert {(part.snapshot, part.covered, part.token_in_force, part.identity, part.at) for part in parts} == {
@@ -139,7 +139,7 @@ def test_the_loop_has_its_turn_between_slices() -> None:
 def test_no_part_is_larger_than_asked(size: int) -> None:
     """Whether many commands share a part, or one record needs several."""
     engine = filled(["x" * size] * 20)
-    parts = parts_of(engine, 20, part_bytes=3_000, chain=[(1 << 60, 1 << 60, 1 << 60)] * 30)
+    parts = parts_of(engine, 20, part_bytes=3_000, chain=[Link(1 << 60, 1 << 60, 1 << 60)] * 30)
     assert max(len(encode(structs.replace(part, token=b"12345678"))) for part in parts) <= 3_000
     assert histories(restored(engine, parts)) == histories(engine)
 
