@@ -294,3 +294,33 @@ def test_the_vectors_are_where_the_documentation_says() -> None:
     """proto/tcp.md names a directory that other languages' clients read."""
     assert "vectors/" in (VECTORS.parent / "tcp.md").read_text()
     assert json.loads((VECTORS / "frames.json").read_text())["version"] == 1
+
+
+def dialling(group: str = "orders") -> Hello:
+    """The Hello of another instance."""
+    return Hello(0, "coordinator", 1, 1, "coordinator", HelloOptions(peer="i-2", group=group))
+
+
+def test_another_instance_gets_limits_of_its_own() -> None:
+    """It carries many clients: more may be open than a client may open, and its frames may be longer."""
+    settings = TcpSettings(in_flight_max=1, frame_bytes_max=4096, peer_in_flight_max=2, peer_frame_bytes_max=9999)
+    connection = Connection(settings, Identity("coordinator", "i-1", "orders"), 0, peers=True)
+    long = Submit(1, "final", None, Submission(id="c-1", type="T", payload="x" * 5000))
+    assert feed(connection, dialling(), long, submit(2), submit(3)) == [dialling(), long, submit(2)]
+    hello, refusal = sent(connection)
+    assert (hello.options.in_flight_max, hello.options.frame_bytes_max) == (2, 9999)
+    assert (refusal.seq, refusal.code) == (3, "limit_reached")
+    assert connection.peer == "i-2"
+
+
+@pytest.mark.parametrize(("group", "peers", "told"), [("payments", True, "'payments'"), ("orders", False, "alone")])
+def test_an_instance_that_must_not_forward_here_is_refused_with_all_that_followed(
+    group: str, peers: bool, told: str
+) -> None:
+    """Another group, or nobody to forward to: the Error is all that is sent, and nothing is acted on."""
+    connection = Connection(SETTINGS, Identity("coordinator", "i-1", "orders"), 0, peers=peers)
+    assert feed(connection, dialling(group), submit(1)) == []
+    [error] = sent(connection)
+    assert (error.seq, error.code, error.retryable) == (0, "conflict", False)
+    assert told in error.detail
+    assert connection.closing
