@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from coordinator.errors import (
 )
 from coordinator.model.command import Operation, State, Submission
 from coordinator.model.ids import partition_of
+from tests.integration.daemon import Daemon, Service, config, services
 from tests.integration.routing_kit import ORDER, PARTITIONS, Instance, Seen, World, id_at, world
 from tests.integration.strangers import TRANSPORTS, stranger
 
@@ -402,3 +404,92 @@ async def test_one_id_fifty_times_over_three_transports_on_three_instances(group
                 assert [each.key for each in group.services[service].arrivals].count(f"{id}/{step}") == 1
             kinds = [each["kind"] for each in await instances[0].front.history(id)]
             assert kinds == ["Submitted", "Outcome", "Outcome", "Finished"]
+
+
+# ---------------------------------------------------------------- three processes on a real Kafka
+
+
+@pytest.fixture
+async def three(
+    kafka_bootstrap: str, tmp_path: Path, shops: dict[str, Service]
+) -> AsyncIterator[tuple[list[Daemon], dict[str, Service]]]:
+    """Three daemons of one group, ready, each of which owns something."""
+    name = f"routing-{os.urandom(4).hex()}"
+    daemons = []
+    for number in range(3):
+        directory = tmp_path / str(number)
+        log = (
+            f'kind = "kafka"\nbootstrap = "{kafka_bootstrap}"\ntopic = "{name}"\npartitions = 6\n'
+            f'data_dir = "{directory / "data"}"'
+        )
+        daemons.append(Daemon(directory, config(directory, shops, log=log).replace('"test"', f'"{name}"')))
+    try:
+        await asyncio.gather(*(asyncio.to_thread(daemon.start) for daemon in daemons))
+        await shared_out(daemons)
+        yield daemons, shops
+    finally:
+        for daemon in daemons:
+            daemon.close()
+
+
+@pytest.fixture
+async def shops() -> AsyncIterator[dict[str, Service]]:
+    async with services("shipping", "payments") as started:
+        yield started
+
+
+async def shared_out(daemons: list[Daemon]) -> dict[int, str]:
+    """Waits until every daemon sees every partition owned, and all of them own some; who owns what."""
+    async with asyncio.timeout(30), httpx.AsyncClient(timeout=5) as client:
+        while True:
+            seen = [(await client.get(f"{daemon.http}/v1/cluster")).json() for daemon in daemons]
+            owners = [{each["partition"]: each["owner"] for each in cluster["partitions"]} for cluster in seen]
+            states = {each["state"] for cluster in seen for each in cluster["partitions"]}
+            up = {each["state"] for cluster in seen for each in cluster["instances"]}
+            agreed = states == {"acting"} and up == {"up"} and owners[1:] == owners[:-1]
+            if agreed and set(owners[0].values()) == {cluster["instance"] for cluster in seen}:
+                return owners[0]
+            await asyncio.sleep(0.05)
+
+
+async def test_fifty_at_once_on_three_daemons(three: tuple[list[Daemon], dict[str, Service]]) -> None:
+    """TCP, gRPC and HTTP, every instance: one command an id, one call a step, equal answers."""
+    daemons, shops = three
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(stranger(each, transport)) for each in daemons for transport in TRANSPORTS
+        ]
+        for id in ("one", "two", "three"):
+            body = {"id": id, "definition": ORDER, "payload": {"a": 1, "b": [2.5, "x"]}}
+            told = await asyncio.gather(*(clients[n % len(clients)].submit(body, 20_000) for n in range(54)))
+            assert {each.code for each in told} == {None}
+            assert len({str(each.command) for each in told}) == 1
+            assert told[0].state == "completed"
+            assert Counter(each.attached for each in told) == {False: 1, True: 53}
+            assert [each.key for each in shops["shipping"].arrivals].count(f"{id}/ship") == 1
+            assert [each.key for each in shops["payments"].arrivals].count(f"{id}/pay") == 1
+
+
+async def test_clients_elsewhere_get_their_results_although_the_owner_is_killed(
+    three: tuple[list[Daemon], dict[str, Service]],
+) -> None:
+    """kill -9 of one daemon while clients of the others wait, by every transport, for commands of all partitions."""
+    daemons, shops = three
+    shops["payments"].gate = asyncio.Event()
+    names = [f"o-{n}" for n in range(24)]
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(stranger(each, transport))
+            for each in daemons[1:]
+            for transport in TRANSPORTS
+        ]
+        asked = [
+            asyncio.create_task(clients[n % len(clients)].submit({"id": id, "definition": ORDER, "payload": n}, 25_000))
+            for n, id in enumerate(names)
+        ]
+        await shops["payments"].until(lambda: shops["payments"].concurrent == len(names))
+        daemons[0].kill()
+        shops["payments"].gate.set()
+        told = await asyncio.gather(*asked)
+    assert [(each.code, each.state) for each in told] == [(None, "completed")] * len(names)
+    assert {arrival.key for arrival in shops["shipping"].arrivals} == {f"{id}/ship" for id in names}
