@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 from msgspec.structs import force_setattr
 
+from coordinator import recovery
 from coordinator.engine import records_too_large
 from coordinator.errors import CoordinatorError, CorruptLog, LogCorrupt, LogUnavailable, NoOwner, Starting, Unavailable
 from coordinator.log.base import LogError
@@ -34,6 +35,7 @@ from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.call import Call
 from coordinator.model.records import Epoch, Record
 from coordinator.replaying import Replay
+from coordinator.snapshotting import Snapshotting
 from coordinator.wire.codec import encode, read
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class Lane:
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ghosts = 0  # own attempts whose Epoch was never found: it may still land
+        self.snapshots = Snapshotting(self, pipeline.snapshot_settings)
         self._summons = asyncio.Event()
         self.standing_by = False
         self._heir: str | None = None  # who is to own the partition instead of us
@@ -201,12 +204,15 @@ class Lane:
         began = self.pipeline.now()
         self._failure = None
         self._heir = None
-        replay = Replay(self.pipeline.engine, self.pipeline.view, self.partition)
+        pipeline = self.pipeline
+        start = await recovery.find(pipeline.log, self.partition, timeout_ms=pipeline.append_timeout_ms)
+        replay = Replay(pipeline.engine, pipeline.view, self.partition, start)
         self.epochs = replay.epochs
+        await replay.restore()
         self._ghosts += 1
-        epoch = await owned.acquire(replay.records)
+        epoch = await owned.acquire(replay.records, start.offset, start.token_in_force)
         self._ghosts -= 1
-        if self.pipeline.view.ahead(self.partition, epoch):
+        if pipeline.view.ahead(self.partition, epoch + 1):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
         self.epoch = epoch
         self.owner = None
@@ -216,7 +222,10 @@ class Lane:
         self.acting = True
         self.pipeline.engine.open(self.partition, owned.token, epoch)
         took = self.acquired_at - began
-        log.info("partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took)
+        self.snapshots.began(start, replay.identity, replay.count, took)
+        log.info(
+            "partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took, start=start.why
+        )
         self.pipeline.metrics.acquired(self.partition, epoch, took / 1000)
         if self.pipeline.group is not None:
             self.pipeline.group.acquired(self.partition, epoch)
@@ -227,10 +236,12 @@ class Lane:
         while self._failure is None:
             if self.outbox:
                 await self._append(owned)
+                self.snapshots.look()
             elif self._heir is not None and self._settled(self._heir):
                 return self._heir
             elif self._held or not await self._woken():
                 await self._look(owned)
+                self.snapshots.look()
         raise self._failure
 
     def _settled(self, heir: str) -> bool:
@@ -240,8 +251,9 @@ class Lane:
             if pipeline.loop.time() < self._let_go_at and pipeline.engine.calling(self.partition):
                 return False
             self.acting = False
+            self.snapshots.hurry()
             self.refusal = NoOwner(f"partition {self.partition} is being handed over to {heir}", retry_after_ms=50)
-        return not self.outbox
+        return not self.outbox and not self.snapshots.busy
 
     async def _hand_over(self, heir: str) -> None:
         """Everything is in the log: tells who waits here that the partition is another's, and the heir to take it."""
@@ -268,6 +280,7 @@ class Lane:
             return  # it is in the log, and the next replay finds it
         self.writing = []
         self.end = base + len(records)
+        self.snapshots.appended(base, records, encoded)
         pipeline.metrics.appended(self.partition, len(records), pipeline.loop.time() - began, self.end)
         self._heard(asked_at)
         pipeline.confirmed(self, base, records)
@@ -370,6 +383,7 @@ class Lane:
     def _close(self) -> None:
         """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
         self.acting, self.writing, self.outbox, self._held = False, [], [], []
+        self.snapshots.close()
         self._durable = self._pushed
         while self._waiting:
             _, future = self._waiting.popleft()

@@ -49,6 +49,7 @@ from coordinator.model.records import (
 )
 from coordinator.replaying import finished_command
 from coordinator.server.metrics import Metrics
+from coordinator.snapshotting import SnapshotSettings
 from coordinator.transport.base import Event
 from coordinator.view import View
 from coordinator.watchers import Watchers
@@ -87,6 +88,7 @@ class Pipeline:
         address: str,
         append_timeout_ms: int,
         probe: Callable[[str, str], Any],
+        snapshots: SnapshotSettings | None = None,
     ) -> None:
         self.log = log
         self.engine = engine
@@ -99,6 +101,7 @@ class Pipeline:
         self.address = address
         self.append_timeout_ms = append_timeout_ms
         self.probe = probe
+        self.snapshot_settings = snapshots or SnapshotSettings()
         self.watchers = Watchers()
         self.loop = asyncio.get_running_loop()
         self.engine.partitions = log.partitions

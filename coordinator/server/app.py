@@ -39,6 +39,7 @@ from coordinator.server.drain import Drain
 from coordinator.server.logging import setup as setup_logging
 from coordinator.server.metrics import Metrics, Status
 from coordinator.server.transports import Transports, probe
+from coordinator.snapshotting import SnapshotSettings
 from coordinator.transport.base import Front
 from coordinator.view import View
 
@@ -64,6 +65,7 @@ class Daemon:
         self.clock = clock or Clock()
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         self.metrics = Metrics(self.config.coordinator.name, coordinator.__version__)
+        self.metrics.dedupe_horizon_s = self.config.coordinator.dedupe_horizon / 1000
         self.started = asyncio.Event()
         self.addresses: dict[str, tuple[str, int]] = {}
         self._stop = asyncio.Event()
@@ -122,6 +124,11 @@ class Daemon:
             address="",
             append_timeout_ms=int(config.log.append_timeout),
             probe=probe,
+            snapshots=SnapshotSettings(
+                recovery_target_ms=int(config.coordinator.recovery_target),
+                retain_ms=int(config.log.retain),
+                dedupe_horizon_ms=int(config.coordinator.dedupe_horizon),
+            ),
         )
         local = CoordinatorFront(
             pipeline, registry, name=config.coordinator.name, payload_bytes_max=config.limits.payload_bytes

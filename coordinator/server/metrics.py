@@ -109,6 +109,11 @@ class Metrics(Collector):
         self._log_end: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
         self._replay_seconds = 0.0
+        self._snapshots: dict[int, int] = defaultdict(int)
+        self._covered: dict[int, int] = {}
+        self._snapshot_bytes: dict[int, int] = {}
+        self._snapshot_seconds = 0.0
+        self.dedupe_horizon_s = 0.0
         self._traffic: dict[str, Traffic] = {}
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -162,6 +167,13 @@ class Metrics(Collector):
         self._log_end[partition] = epoch + 1
         self._replay_seconds += seconds
 
+    def snapshot(self, partition: int, covered: int, size: int, seconds: float) -> None:
+        """A snapshot of the partition, of what is below ``covered``, is confirmed."""
+        self._snapshots[partition] += 1
+        self._covered[partition] = covered
+        self._snapshot_bytes[partition] = size
+        self._snapshot_seconds += seconds
+
     def traffic(self, transport: str, *, sees_connections: bool = True) -> Traffic:
         """What the listener ``http``, ``grpc`` or ``tcp`` counts into."""
         return self._traffic.setdefault(transport, Traffic(sees_connections=sees_connections))
@@ -202,6 +214,14 @@ class Metrics(Collector):
         yield _counter(
             "replay_seconds", "Time spent reading the log at start or take-over.", (), {(): self._replay_seconds}
         )
+        yield _counter("snapshots", "Snapshots confirmed.", ("partition",), self._snapshots)
+        yield _counter(
+            "snapshot_seconds", "Time that snapshots took, beside the work.", (), {(): self._snapshot_seconds}
+        )
+        yield _gauge("snapshot_covered_offset", "Below it nothing is replayed.", ("partition",), self._covered)
+        yield _gauge("snapshot_bytes", "Size of the newest snapshot.", ("partition",), self._snapshot_bytes)
+        horizon = {(): self.dedupe_horizon_s}
+        yield _gauge("dedupe_horizon_seconds", "For how long after its end an id is surely known.", (), horizon)
         seen = {name: traffic for name, traffic in self._traffic.items() if traffic.sees_connections}
         opened = {name: traffic.opened for name, traffic in seen.items()}
         yield _counter("connections_opened", "Connections of clients.", ("transport",), opened)
