@@ -41,11 +41,18 @@ class Receipt(NamedTuple):
 
 def receipt(id: str, fingerprint: bytes, first: int, end: int, finished_at: int) -> bytes:
     """The bytes of one receipt; they sort by the hash of the id."""
-    assert len(fingerprint) == FINGERPRINT_BYTES
-    return _LAYOUT.pack(_hash(id), fingerprint, first, end, finished_at)
+    return packed(hash_of(id), fingerprint, first, end, finished_at)
 
 
-def _hash(id: str) -> bytes:
+def packed(hash: bytes, fingerprint: bytes, first: int, end: int, finished_at: int) -> bytes:
+    """The same of an id whose hash is known.  A command of which nobody knows the request any more (its Submitted is in
+    quarantine) has the fingerprint of no request, so it is a conflict with each."""
+    assert len(fingerprint) in (0, FINGERPRINT_BYTES)
+    return _LAYOUT.pack(hash, fingerprint, first, end, finished_at)
+
+
+def hash_of(id: str) -> bytes:
+    """What stands for the id in a receipt."""
     return blake2b(id.encode(), digest_size=_HASH_BYTES).digest()
 
 
@@ -69,7 +76,7 @@ class Receipts:
 
     def find(self, id: str) -> Receipt | None:
         """The receipt of a command, None if it has none here."""
-        data, wanted = self._data, _hash(id)
+        data, wanted = self._data, hash_of(id)
         low, high = 0, len(data) // RECEIPT_BYTES
         while low < high:
             middle = (low + high) // 2

@@ -529,6 +529,16 @@ class Engine:
         finished, self._finished = self._finished, []
         return Output(records, calls, finished, touched)
 
+    def oldest(self, partition: int, otherwise: int) -> int:
+        """The offset at which the earliest command that is open began; ``otherwise`` if none is.
+
+        They are kept in the order in which they began, live, on replay and from a snapshot.
+        """
+        shard = self.shards.get(partition)
+        commands = self.replaying.get(partition, {}) if shard is None else shard.commands
+        first = next(iter(commands.values()), None)
+        return otherwise if first is None else first.offset
+
     def take_replayed(self) -> list[Command]:
         """The commands whose end has been replayed since the last time."""
         finished, self._finished = self._finished, []
