@@ -20,7 +20,7 @@ from coordinator.testing.kafka import Cluster, install
 from tests.chaos.chaos_app import STEPS
 from tests.chaos.checker import Answer, judge
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.figures import Row, Strike, Target, gaps, table, takeovers
+from tests.chaos.figures import Row, Strike, Target, gaps, handovers, table, takeovers
 from tests.chaos.network import Network, enter, network
 from tests.chaos.stage import DAEMONS, Stage, staged
 
@@ -56,7 +56,7 @@ def _reckon(stage: Stage, strikes: list[Strike]) -> tuple[list[Row], list[str]]:
     probes = [answer for answers in stage.load.probes.values() for answer in answers]
     answers = [*stage.load.answers, *probes]
     (stage.directory / "answers").write_bytes(msgspec.json.Encoder().encode_lines(answers))
-    (stage.directory / "strikes").write_bytes(msgspec.json.encode([strikes, stage.book.reigns]))
+    (stage.directory / "strikes").write_bytes(msgspec.json.encode([strikes, stage.book.reigns, stage.clock]))
     verdict = judge(answers, stories, ledgers, {"Order": STEPS, "Probe": ()})
     entries = [entry for ledger in ledgers.values() for entry in ledger]
     rows = {strike.fault: Row(fault=strike.fault) for strike in strikes} | {OTHER: Row(fault=OTHER)}
@@ -68,6 +68,7 @@ def _reckon(stage: Stage, strikes: list[Strike]) -> tuple[list[Row], list[str]]:
                 fault=strike.fault,
                 strikes=1,
                 takeovers=list(found.values()),
+                handovers=handovers(strike, stage.book.reigns, stage.load.probes, stage.clock),
                 gaps=list(longest.values()),
                 complaints=strike.complaints,
             )

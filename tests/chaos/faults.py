@@ -103,6 +103,7 @@ async def _broker_paused(stage: Stage) -> Strike:
 async def _rolling(stage: Stage) -> Strike:
     """SIGTERM to each in turn; the next one only when it is back and ready."""
     strike = stage.strike("rolling restart")
+    strike.planned = True
     for instance in stage.instances:
         if (complaint := await instance.drain()) is not None:
             strike.complaints.append(complaint)
@@ -153,7 +154,7 @@ FAULTS: Final = {
             "cut: peers", "no packet to or from its peers, 10 s", _cut("cut: peers", "peers", moves=False), HANG, True
         ),
         Fault("cut: both", "neither, 10 s", _cut("cut: both", "brokers", "peers", moves=True), HANG, True),
-        Fault("rolling restart", "SIGTERM each in turn", _rolling, Target(gap=0.5)),
+        Fault("rolling restart", "SIGTERM each in turn", _rolling, Target(handover=0.5)),
         Fault("churn", "kill -9, and a new process at its address at once", _churn, CRASH),
     )
 }

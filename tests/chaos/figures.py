@@ -4,8 +4,10 @@
 fault, for a command that was accepted before it: the first moment at which somebody works on what the former owner
 left.  It is counted for each partition that the victim owned and in which it left something to be worked on.
 
-*A gap* is the longest time between two answers of a partition's probe around the fault, the calls that were waiting
-included.  It holds the probe's own pause, 30 ms.
+*A gap* is the longest time between two answers of a partition's probe while the fault lasted, whatever it came from:
+on a small machine also from processes that start.  *A hand-over* is the time between the two answers round the change
+of a partition's owner, where that was planned: what callers of that partition had to wait.  Both hold the probe's
+own pause, 30 ms.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Strike(Struct, kw_only=True):
     """One fault while the load ran: from ``began`` to ``ended`` (seconds, monotonic), the time to recover included.
 
     ``taken`` is what the victim owned when it was struck: partition → epoch; empty where nothing is to be taken over.
+    ``planned``: every change of an owner meanwhile is a hand-over.
     ``complaints``: what went wrong with the fault itself, such as a drain that did not end.
     """
 
@@ -33,6 +36,7 @@ class Strike(Struct, kw_only=True):
     began: float
     ended: float = math.inf
     taken: dict[int, int] = {}
+    planned: bool = False
     complaints: list[str] = []
 
 
@@ -41,7 +45,7 @@ class Target(Struct, frozen=True, kw_only=True):
 
     takeover_p50: float | None = None
     takeover_p99: float | None = None
-    gap: float | None = None
+    handover: float | None = None
 
 
 class Row(Struct, kw_only=True):
@@ -53,6 +57,7 @@ class Row(Struct, kw_only=True):
     answers: int = 0
     errors: int = 0
     takeovers: list[float] = []
+    handovers: list[float] = []
     gaps: list[float] = []
     lost: int = 0
     contradicted: int = 0
@@ -61,7 +66,7 @@ class Row(Struct, kw_only=True):
     def add(self, other: Row) -> None:
         for name in ("strikes", "commands", "answers", "errors", "lost", "contradicted"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("takeovers", "gaps", "complaints"):
+        for name in ("takeovers", "handovers", "gaps", "complaints"):
             setattr(self, name, [*getattr(self, name), *getattr(other, name)])
 
     def broken(self, target: Target) -> list[str]:
@@ -74,7 +79,7 @@ class Row(Struct, kw_only=True):
         for what, value, bound in (
             ("taking over, p50", percentile(self.takeovers, 50), target.takeover_p50),
             ("taking over, p99", percentile(self.takeovers, 99), target.takeover_p99),
-            ("the longest gap", max(self.gaps, default=None), target.gap),
+            ("the longest hand-over", max(self.handovers, default=None), target.handover),
         ):
             if bound is not None and value is not None and value > bound:
                 found.append(f"{self.fault}: {what}: {value:.2f} s, and {bound:g} s was promised")
@@ -125,18 +130,25 @@ def gaps(strike: Strike, probes: Mapping[int, Sequence[Answer]]) -> dict[int, fl
     return found
 
 
+def handovers(
+    strike: Strike, reigns: Mapping[int, Sequence[Reign]], probes: Mapping[int, Sequence[Answer]], clock: float
+) -> list[float]:
+    """Seconds, one for each planned change of an owner; ``clock`` is the time of day less the monotonic one (s)."""
+    found = []
+    for partition, line in reigns.items():
+        times = [answer.answered for answer in probes[partition] if not answer.error]
+        for reign in line:
+            at = reign.at / 1000 - clock
+            before = [time for time in times if time <= at][-1:]
+            after = [time for time in times if time > at][:1]
+            if strike.planned and strike.began <= at <= strike.ended and before and after:
+                found.append(after[0] - before[0])
+    return found
+
+
 HEAD: Final = (
-    "fault",
-    "strikes",
-    "commands",
-    "answers",
-    "errors",
-    "lost",
-    "contradicted",
-    "take-over p50",
-    "p99",
-    "n",
-    "longest gap",
+    *("fault", "strikes", "commands", "answers", "errors", "lost", "contradicted"),
+    *("take-over p50", "p99", "n", "hand-over p50", "longest", "n", "longest gap"),
 )
 
 
@@ -152,6 +164,9 @@ def table(rows: Iterable[Row]) -> str:
                 *(str(count) for count in counts),
                 *(_seconds(value) for value in times),
                 str(len(row.takeovers)),
+                _seconds(percentile(row.handovers, 50)),
+                _seconds(max(row.handovers, default=None)),
+                str(len(row.handovers)),
                 _seconds(max(row.gaps, default=None)),
             )
         )

@@ -36,6 +36,7 @@ class Stage:
         self.directory = directory
         self.brokers = brokers
         self.network = network
+        self.clock = time.time() - time.monotonic()
         self.quiet_s = 3.5  # without a move of any partition, before the next fault; more than the group's hesitation
         topic = f"chaos-{directory.name}"
         self.book = Book(brokers.bootstrap, topic, PARTITIONS)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.book import Reign
 from tests.chaos.checker import Answer, Story
-from tests.chaos.figures import Row, Strike, Target, gaps, percentile, table, takeovers
+from tests.chaos.figures import Row, Strike, Target, gaps, handovers, percentile, table, takeovers
 from tests.chaos.services import Entry
 
 
@@ -45,6 +45,16 @@ def test_the_gap_is_the_longest_silence_round_the_fault() -> None:
     assert gaps(strike, {0: []}) == {0: pytest.approx(3.0)}
 
 
+def test_a_hand_over_is_the_silence_round_a_change_of_owner() -> None:
+    """Only where it was planned, and only that silence, however long others were."""
+    strike = Strike(fault="rolling restart", began=100.0, ended=110.0, planned=True)
+    reigns = {0: [Reign(0, "a", 90_000 + 50_000), Reign(50, "b", 102_200 + 50_000)]}
+    probes = {0: [probe(at) for at in (99.9, 102.0, 102.4, 106.0)]}
+    assert handovers(strike, reigns, probes, clock=50.0) == [pytest.approx(0.4)]
+    strike.planned = False
+    assert handovers(strike, reigns, probes, clock=50.0) == []
+
+
 def test_percentiles_are_values_that_were_measured() -> None:
     """p99 of few values is the largest; of none there is none."""
     assert percentile([3.0, 1.0, 2.0], 50) == 2.0
@@ -54,14 +64,16 @@ def test_percentiles_are_values_that_were_measured() -> None:
 
 def test_every_broken_target_is_a_sentence() -> None:
     """Lost commands, errors, a slow take-over and a long gap are all told; what was kept is not."""
-    row = Row(fault="kill", strikes=1, takeovers=[0.5, 3.5], gaps=[0.7], lost=1, errors=2, complaints=["it hung"])
-    broken = row.broken(Target(takeover_p50=1.0, takeover_p99=3.0, gap=0.5))
+    row = Row(
+        fault="kill", strikes=1, takeovers=[0.5, 3.5], handovers=[0.2, 0.7], lost=1, errors=2, complaints=["it hung"]
+    )
+    broken = row.broken(Target(takeover_p50=1.0, takeover_p99=3.0, handover=0.5))
     assert [text.removeprefix("kill: ") for text in broken] == [
         "it hung",
         "1 lost, 0 contradicted",
         "2 errors reached a client",
         "taking over, p99: 3.50 s, and 3 s was promised",
-        "the longest gap: 0.70 s, and 0.5 s was promised",
+        "the longest hand-over: 0.70 s, and 0.5 s was promised",
     ]
     assert Row(fault="kill", takeovers=[0.5], gaps=[9.0]).broken(Target(takeover_p50=1.0)) == []
 
@@ -70,4 +82,6 @@ def test_rows_add_up_and_are_shown() -> None:
     """The rows of several rounds become one line."""
     row = Row(fault="kill", strikes=1, commands=5, takeovers=[0.25])
     row.add(Row(fault="kill", strikes=1, commands=6, takeovers=[0.75], gaps=[1.5]))
-    assert table([row]).splitlines()[-1] == "| kill | 2 | 11 | 0 | 0 | 0 | 0 | 0.25 s | 0.75 s | 2 | 1.50 s |"
+    assert (
+        table([row]).splitlines()[-1] == "| kill | 2 | 11 | 0 | 0 | 0 | 0 | 0.25 s | 0.75 s | 2 | – | – | 0 | 1.50 s |"
+    )
