@@ -7,6 +7,8 @@ through is written down as an error.
     waiter      submits and waits for the end
     starter     submits, and asks for the end on another instance
     doubler     submits one id on two instances at once
+    watcher     submits, and watches it on another instance
+    canceller   submits, cancels on another instance, and asks for the end
     forgetter   gives its call up after a moment and submits the same id elsewhere
     anonymous   lets the library make the id
 
@@ -24,7 +26,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from coordinator_client import AsyncClient, Command, CoordinatorError
+from coordinator_client import AsyncClient, Command, ConnectionLost, CoordinatorError, IllegalState
 
 from coordinator.model.ids import partition_of
 from tests.chaos.chaos_app import STEPS
@@ -73,6 +75,7 @@ class Load:
     async def _work(self) -> None:
         kinds: list[Callable[[Any, Any], Coroutine[Any, Any, None]]]
         kinds = [self._waiter, self._waiter, self._starter, self._doubler, self._forgetter, self._anonymous]
+        kinds += [self._watcher, self._canceller]
         while not self._done():
             async with self._client() as one, self._client() as other:
                 for _ in range(CALLS_PER_CLIENT):
@@ -86,6 +89,21 @@ class Load:
     async def _starter(self, one: _Client, other: _Client) -> None:
         id, payload = self._command()
         if await self._told(one, "submit", id, one.submit("Order", payload, id=id)):
+            await self._told(other, "wait", id, other.wait(id, WAIT_S))
+
+    async def _watcher(self, one: _Client, other: _Client) -> None:
+        id, payload = self._command()
+        if await self._told(one, "submit", id, one.submit("Order", payload, id=id)):
+            await self._told(other, "watch", id, _watched(other, id))
+
+    async def _canceller(self, one: _Client, other: _Client) -> None:
+        """What the library says to a cancel is no promise: it may come too late, and a lost answer is not repeated."""
+        id, payload = self._command()
+        if await self._told(one, "submit", id, one.submit("Order", payload, id=id)):
+            await asyncio.sleep(self._chance.uniform(0, 0.3))
+            cancelled = await _asked(other, "cancel", id, other.cancel(id, reason="chaos"))
+            if cancelled.error not in (IllegalState.code, ConnectionLost.code):
+                self.answers.append(cancelled)
             await self._told(other, "wait", id, other.wait(id, WAIT_S))
 
     async def _doubler(self, one: _Client, other: _Client) -> None:
@@ -163,6 +181,16 @@ class _Client(AsyncClient):
         return self
 
 
+async def _watched(client: _Client, id: str) -> Command:
+    """The end, as the last event tells it."""
+    command = None
+    async with asyncio.timeout(WAIT_S):
+        async for event in client.watch(id):
+            command = event.command or command
+    assert command is not None
+    return command
+
+
 async def _asked(client: _Client, call: str, id: str, asking: Coroutine[Any, Any, Command]) -> Answer:
     asked = time.monotonic()
     command, error = None, ""
@@ -170,6 +198,8 @@ async def _asked(client: _Client, call: str, id: str, asking: Coroutine[Any, Any
         command = await asking
     except CoordinatorError as refusal:
         error, id = refusal.code, refusal.command_id or id
+    except TimeoutError:
+        error = "no end within a minute"
     common = {"call": call, "transport": client.transport, "via": client.via, "asked": asked}
     if command is None:
         return Answer(id=id, answered=time.monotonic(), error=error, **common)  # type: ignore[arg-type]
