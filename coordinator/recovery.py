@@ -77,6 +77,13 @@ async def find(log: Log, partition: int, *, timeout_ms: int = 5_000) -> Start:
     return await _in_trimmed(reader, first, end, hint)
 
 
+async def load(log: Log, partition: int, position: int, *, timeout_ms: int = 5_000) -> Whole | None:
+    """The Snapshot whose first part is at ``position``; None if that is not there, or not whole.  Raises LogError."""
+    first, end = await log.bounds(partition)
+    found = await _hinted(_Reader(log, partition, timeout_ms / 1000), position, first, end)
+    return found if isinstance(found, Whole) else None
+
+
 def _after(whole: Whole, partition: int, besides: str = "") -> Start:
     why = f"the snapshot at {place(partition, whole.position)}, which covers what is below {whole.covered}{besides}"
     return Start(whole.covered, whole.token_in_force, whole, why)
@@ -108,6 +115,7 @@ async def _load(reader: _Reader, position: int) -> Whole | str:
                 parts.append(part)
                 if part.parts:
                     return Whole(position, parts)
+                await asyncio.sleep(0)  # a part is some milliseconds' work, and a batch may have many
     return f"the log has only {len(parts)} parts, and not the last"
 
 

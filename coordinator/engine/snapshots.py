@@ -34,7 +34,7 @@ from coordinator.wire.codec import decode, encode, read, stored
 
 PART_BYTES: Final = 512 * 1024  # of an encoded part: two fit into an append, and one under every broker's limit
 SNAPSHOT_ID_BYTES: Final = 8
-_SLICE: Final = 1_000  # records between two chances for others: about a millisecond
+_SLICE: Final = 400  # records between two chances for others: about half a millisecond
 _HEAD: Final = 256  # at most, of a part without its contents
 _CHAINED: Final = 32  # at most, of one entry of the chain
 _PIECE: Final = 16  # at most, around the bytes of a piece: its array, its offset, the head of its bytes
@@ -85,7 +85,7 @@ def cut(
 
     To be called when the fold stands exactly at ``header.covered``: between two batches.  The state is taken hold of
     by this call; what comes out is made while it is iterated over, and None tells that a slice of work is done and
-    others should have their turn (after about a millisecond).  ``receipts`` is read as late as that; what ended at
+    others should have their turn.  ``receipts`` is read as late as that; what ended at
     ``covered`` or later is left out of it.
     """
     shard = engine.shards.get(partition)
@@ -268,9 +268,9 @@ def complete(parts: Sequence[Snapshot]) -> bool:
 def restore(engine: Engine, partition: int, whole: Whole) -> Iterator[int]:
     """Puts the Snapshot into the engine, as if the log had been folded up to ``whole.covered``.
 
-    It is done when the iteration is; each step is a slice of a few milliseconds, after which others should have their
-    turn, and tells how many records were put back so far.  Records in quarantine park their commands again; raises
-    CorruptLog for what the snapshot cannot have got from a log.
+    It is done when the iteration is; each step is a slice of a few milliseconds at most, after which others should have
+    their turn, and tells how many records were put back so far.  Records in quarantine park their commands again;
+    raises CorruptLog for what the snapshot cannot have got from a log.
     """
     assert partition not in engine.shards, "what is live is not put back"
     engine.quarantined[partition] = Quarantine.restored(whole.quarantine())

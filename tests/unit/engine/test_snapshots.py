@@ -128,8 +128,9 @@ def test_a_history_that_grows_while_it_is_encoded_is_cut_where_it_was() -> None:
 def test_the_loop_has_its_turn_between_slices() -> None:
     """Many small commands make a part only after a while; the iteration says None meanwhile."""
     made = list(cut(filled([1] * 3_500), 0, header(3_500)))
-    assert made[:3] == [None, None, None]
-    assert made[3] is not None
+    assert made[:-1].count(None) == 8
+    assert made[0] is None
+    assert made[-1] is not None
 
 
 # ---------------------------------------------------------------- parts that fit
