@@ -31,7 +31,7 @@ from coordinator.front.streams import Outcomes
 from coordinator.front.watching import Waiter
 from coordinator.model.command import FINAL, CommandView, Operation, Submission
 from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of
-from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Want, Watcher
+from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Want, Watcher, caller
 
 if TYPE_CHECKING:
     from coordinator.cluster.link import Link
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 ANSWER_MS: Final = 10_000
 """How long another instance may take over a question; a hung one is noticed sooner."""
-GATHER_S: Final = 2.0
+GATHER_MS: Final = 2_000
 """How long a list waits for an instance before it goes without it."""
 
 
@@ -151,7 +151,7 @@ class RoutedFront:
                 link = routes.place(partition)
                 if link is None:
                     return await here()
-                value = await link.request(operation, params, deadline_ms=ANSWER_MS)
+                value = await request(link, operation, params, ANSWER_MS)
                 return cast("T", value if kind is None else msgspec.convert(value, kind))
             except MOVED as error:
                 if not routes.patience_s(error):
@@ -188,7 +188,7 @@ class RoutedFront:
                     return await self.local.control(
                         id, operation, reason=reason, by=by, step=step, input=input, replace_input=replace_input
                     )
-                return msgspec.convert(await link.request(verb, params, deadline_ms=ANSWER_MS), CommandView)
+                return msgspec.convert(await request(link, verb, params, ANSWER_MS), CommandView)
             except LinkLost as error:
                 raise LogUnavailable(
                     f"the owner was lost before it answered: {operation.value} may have been recorded, or not; "
@@ -359,7 +359,7 @@ class RoutedFront:
         try:
             link = self.routes.place(0)
             if link is not None:
-                return cast("T", await link.request(operation, params, deadline_ms=ANSWER_MS))
+                return cast("T", await request(link, operation, params, ANSWER_MS))
         except MOVED:
             if not any(lane.acting for lane in self.routes.lanes):
                 return await self._ask(0, operation, params, here)
@@ -391,12 +391,23 @@ def _nobody(event: Event) -> None:
     """The watcher of who does not watch: its submission is made sure of all the same."""
 
 
+async def request(link: Link, operation: str, params: dict[str, Any], within_ms: int) -> Any:
+    """Asks another instance, in the caller's name: with its trace context, and no longer than it waits."""
+    asker = caller.get()
+    if asker is None:
+        return await link.request(operation, params, within_ms)
+    if asker.deadline is not None:
+        left_s = asker.deadline - asyncio.get_running_loop().time()
+        within_ms = max(1, min(within_ms, round(left_s * 1000)))
+    return await link.request(operation, params, within_ms, asker.meta)
+
+
 def _acted_for(link: Link) -> set[int]:
     return {partition for partition, epoch in link.owned.items() if epoch >= 0}
 
 
 async def _asked(link: Link, operation: str, params: dict[str, Any], kind: type[T] | None = None) -> T:
-    value = await link.request(operation, params, deadline_ms=round(GATHER_S * 1000))
+    value = await request(link, operation, params, GATHER_MS)
     return cast("T", value if kind is None else msgspec.convert(value, kind))
 
 

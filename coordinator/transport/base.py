@@ -45,7 +45,10 @@ class Caller(Struct, frozen=True):
 
 
 caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
-"""Set by a transport around its call of the Front; goes along when the call is forwarded to another instance."""
+"""Set by a transport before it calls the Front; goes along when the call is forwarded to another instance."""
+
+TRACE_CONTEXT = frozenset({"traceparent", "tracestate"})
+"""The headers (W3C Trace Context) that HTTP and gRPC put into `Caller.meta`, by these names."""
 
 Watcher = Callable[[Event], None]
 Want = Literal["accepted", "final", "events"]

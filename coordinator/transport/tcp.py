@@ -30,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
-from coordinator.transport.base import Event, Front, Traffic, Unwatch
+from coordinator.transport.base import Caller, Event, Front, Traffic, Unwatch, caller
 from coordinator.transport.tcp_requests import HANDLERS
 from coordinator.wire.connection import Connection, Gone, Identity, Received, TcpSettings
 from coordinator.wire.frames import (
@@ -320,6 +320,7 @@ class _Peer(asyncio.Protocol):
             if self._server.draining:
                 self._connection.fail(seq, self._stopping())
                 return
+        self._asks(frame)
         try:
             _, self._watches[seq] = self._front.submit(frame.submission, _Watcher(self, seq, frame.want), frame.want)
         except CoordinatorError as error:
@@ -331,6 +332,7 @@ class _Peer(asyncio.Protocol):
     def _request(self, frame: Request) -> None:
         if not self.is_member:
             self._server.traffic.requested()
+        self._asks(frame)
         try:
             params = read_params(frame, peer=self.is_member)
             work: Callable[[], Awaitable[None]]
@@ -357,6 +359,14 @@ class _Peer(asyncio.Protocol):
             task = self._loop.create_task(self._guarded(frame.seq, frame.operation, work))
             self._tasks[frame.seq] = task
             task.add_done_callback(partial(self._task_done, frame.seq))
+
+    def _asks(self, frame: Submit | Request) -> None:
+        """Who asks, for whomever the Front forwards it to; set anew each time: one context serves the connection."""
+        if frame.deadline_ms is None and not frame.meta:
+            caller.set(None)
+        else:
+            deadline = None if frame.deadline_ms is None else self._loop.time() + frame.deadline_ms / 1000
+            caller.set(Caller(deadline, frame.meta))
 
     async def _answer(self, seq: int, operation: str, params: Any) -> None:
         await self._until_writable()  # an answer is not even made for a client that does not take the ones before it

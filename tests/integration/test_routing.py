@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio  # type: ignore[import-untyped]
 import httpx
 import pytest
 
@@ -27,9 +29,12 @@ from coordinator.errors import (
 )
 from coordinator.model.command import Operation, State, Submission
 from coordinator.model.ids import partition_of
+from coordinator.transport.base import Caller, caller
+from coordinator.transport.pb import coordinator_pb2 as pb
+from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
 from tests.integration.daemon import Daemon, Service, config, services
 from tests.integration.routing_kit import ORDER, PARTITIONS, Instance, Seen, World, id_at, world
-from tests.integration.strangers import TRANSPORTS, stranger
+from tests.integration.strangers import TRANSPORTS, frame, read_frame, stranger
 
 
 @pytest.fixture
@@ -125,6 +130,41 @@ async def test_watching_from_elsewhere(group: World) -> None:
     nobody = Seen()
     someone_else(group, "nobody-0").front.watch("nobody-0", nobody)
     assert isinstance((await nobody.until("error")).error, UnknownCommand)
+
+
+async def test_trace_context_and_deadline_reach_the_owner(group: World) -> None:
+    """Whatever transport the caller uses: the owner is asked in the caller's name."""
+    await group.start("a", "b")
+    id = id_at(0)
+    owner, other = group.owner(id), someone_else(group, id)
+    asked_by: list[Caller | None] = []
+    submit_as = owner.local.submit_as
+
+    def noted(*rest: Any) -> Any:
+        asked_by.append(caller.get())
+        return submit_as(*rest)
+
+    owner.local.submit_as = noted  # type: ignore[assignment, method-assign]
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    body = {"definition": ORDER, "payload": 1}
+    async with httpx.AsyncClient(base_url=other.http) as client:
+        assert (await client.post("/v1/commands", json={"id": id, **body}, headers=trace)).status_code == 202
+    async with grpc.aio.insecure_channel(other.grpc) as channel:
+        submission = pb.Submission(id=id, definition_json=json.dumps(ORDER).encode(), payload_json=b"1")
+        await CoordinatorStub(channel).Submit(  # type: ignore[no-untyped-call]
+            pb.SubmitRequest(submission=submission), metadata=tuple(trace.items()), timeout=5
+        )
+    reader, writer = await asyncio.open_connection("127.0.0.1", other.ports["tcp"])
+    writer.write(frame(0, 0, "coordinator", 1, 1) + frame(1, 1, "accepted", 3_000, {"id": id, **body}, trace))
+    while (await read_frame(reader))[0] != 4:
+        pass
+    writer.close()
+    assert [each and each.meta for each in asked_by] == [trace, trace, trace]
+    now = asyncio.get_running_loop().time()
+    left = [each.deadline and each.deadline - now for each in asked_by if each]
+    assert left[0] is None
+    assert 3 < (left[1] or 0) < 5
+    assert 1 < (left[2] or 0) < 3
 
 
 # ---------------------------------------------------------------- the owner is lost

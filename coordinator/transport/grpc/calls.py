@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from coordinator.errors import CoordinatorError, Internal, Malformed
+from coordinator.transport.base import TRACE_CONTEXT, Caller, caller
 from coordinator.transport.grpc import messages
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ def unary(name: str, request: type[Message], handler: Callable[[Any, Context], A
     """A call with one message each way."""
 
     async def serve(raw: bytes, context: Context) -> bytes:
+        asks(context)
         try:
             reply = await handler(parse(request, raw), context)
             return reply.SerializeToString()
@@ -45,6 +47,7 @@ def server_stream(name: str, request: type[Message], handler: Callable[[Any, Con
     """A call that is answered by a stream."""
 
     async def serve(raw: bytes, context: Context) -> None:
+        asks(context)
         try:
             async with aclosing(cast("Any", handler(parse(request, raw), context))) as replies:
                 async for reply in replies:
@@ -59,12 +62,21 @@ def both_streams(name: str, handler: Callable[[Context], Awaitable[None]]) -> An
     """A call that reads and writes by itself (`context.read`, `context.write`), in bytes."""
 
     async def serve(_: AsyncIterator[bytes], context: Context) -> None:
+        asks(context)
         try:
             await handler(context)
         except Exception as error:
             await refuse(name, context, error)
 
     return grpc.stream_stream_rpc_method_handler(serve)
+
+
+def asks(context: Context) -> None:
+    """Who asks, for whomever the Front forwards it to; a call is a task of its own."""
+    meta = {name: value for name, value in context.invocation_metadata() or () if name in TRACE_CONTEXT}
+    left_s = context.time_remaining()
+    if meta or left_s is not None:
+        caller.set(Caller(None if left_s is None else asyncio.get_running_loop().time() + left_s, meta))
 
 
 def parse(type_: type[M], raw: bytes) -> M:

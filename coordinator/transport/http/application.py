@@ -15,6 +15,7 @@ from typing import Any, cast
 import structlog
 
 from coordinator.errors import CoordinatorError, Internal, Stopping
+from coordinator.transport.base import TRACE_CONTEXT, Caller, caller
 from coordinator.transport.http.connection import Connection
 from coordinator.transport.http.exchange import Answer, Intake, Request, Stream, Whole
 from coordinator.transport.http.problem import Headers, HttpError, render
@@ -69,6 +70,9 @@ class Application:
     async def _answer(self, scope: Any, receive: Any) -> Answer:
         route, path = self._router.find(scope["method"], scope["raw_path"])
         query = self._router.query(route, scope["query_string"])
+        meta = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE_CONTEXT}
+        if meta:
+            caller.set(Caller(None, meta))  # a request is a task of its own
         return await route.handler(self._resources, Request(scope, receive, path, query, self._intake))
 
     async def _stream(self, scope: Any, send: Any, stream: Stream) -> None:
@@ -84,6 +88,9 @@ class Application:
                 async for piece in pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+_TRACE_CONTEXT = frozenset(name.encode() for name in TRACE_CONTEXT)
 
 
 def _entity(answer: Whole) -> Headers:

@@ -30,7 +30,7 @@ from coordinator.front.routes import NOBODY_S, Routes
 from coordinator.model.command import CommandView, Submission
 from coordinator.model.ids import CommandId
 from coordinator.testing.virtual import VirtualLoop
-from coordinator.transport.base import Event, Unwatch, Want, Watcher
+from coordinator.transport.base import Caller, Event, Unwatch, Want, Watcher, caller
 from tests.unit.front.test_gather import view
 
 ID = CommandId("order-1")
@@ -43,12 +43,14 @@ class Owner:
         self.member = Member(name, "")
         self.refusal: CoordinatorError | None = None
         self.asked: list[Any] = []
+        self.told_of: list[tuple[int | None, Any]] = []  # deadlines and trace contexts
         self.watchers: list[Watcher] = []
         self.owned: dict[int, int] = {}
 
     def submit(
         self, submission: Submission, watcher: Watcher, want: Want, deadline_ms: int | None = None, meta: Any = None
     ) -> Unwatch:
+        self.told_of.append((deadline_ms, meta))
         return self._take(submission, watcher)
 
     def submit_as(self, id: str, lane: Any, submission: Submission, watcher: Watcher, want: Want) -> Unwatch:
@@ -369,6 +371,19 @@ def test_a_log_that_fails_an_instance_alone_is_told_at_once(group: Group) -> Non
     group.here.tell("error", error=refusal)
     assert group.kinds == ["error"]
     assert group.told[0].error is refusal
+
+
+def test_the_caller_s_deadline_and_trace_context_go_along(group: Group, b: Owner, c: Owner) -> None:
+    """The next owner is told what is left of the time."""
+    group.moves_to(b)
+    token = caller.set(Caller(group.loop.time() + 10, {"traceparent": "00-1-2-01"}))
+    group.submit()
+    caller.reset(token)
+    group.passes(4)
+    b.tell("error", error=LinkLost())
+    group.moves_to(c)
+    assert b.told_of == [(10_000, {"traceparent": "00-1-2-01"})]
+    assert c.told_of == [(6_000, {"traceparent": "00-1-2-01"})]
 
 
 def test_those_who_wait_ask_at_different_times(group: Group) -> None:
