@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from coordinator.engine.snapshots import Whole
+from coordinator.engine.snapshots import Whole, complete
 from coordinator.errors import CorruptLog
 from coordinator.log.base import Log, LogError
 from coordinator.model.damaged import SNAPSHOT, Damaged
@@ -74,7 +74,7 @@ async def find(log: Log, partition: int, *, timeout_ms: int = 5_000) -> Start:
         hint = f"of the snapshot that should be at {place(partition, pointer.position)}, {hinted}"
     if first == 0:
         return Start(0, None, None, f"the whole log: {hint}")
-    return await _in_trimmed(reader, first, end, hint)
+    return await _in_trimmed(reader, first, hint)
 
 
 async def load(log: Log, partition: int, position: int, *, timeout_ms: int = 5_000) -> Whole | None:
@@ -114,12 +114,12 @@ async def _load(reader: _Reader, position: int) -> Whole | str:
                     return f"the log has part {part.part} where part {len(parts)} should be"
                 parts.append(part)
                 if part.parts:
-                    return Whole(position, parts)
+                    return Whole(position, parts) if complete(parts) else "its parts do not belong together"
                 await asyncio.sleep(0)  # a part is some milliseconds' work, and a batch may have many
     return f"the log has only {len(parts)} parts, and not the last"
 
 
-async def _in_trimmed(reader: _Reader, first: int, end: int, hint: str) -> Start:
+async def _in_trimmed(reader: _Reader, first: int, hint: str) -> Start:
     """The start in a log whose head is gone."""
     search = _Search(first)
     async with contextlib.aclosing(reader.batches(first)) as batches:

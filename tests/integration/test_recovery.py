@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
@@ -233,6 +234,17 @@ async def test_a_hint_that_leads_nowhere_is_passed_over(history: History, positi
     assert (start.offset, start.token_in_force, start.snapshot) == (0, None, None)
     assert start.why.endswith(f"the snapshot that should be at 0:{position}, {says}")
     await check(history, start)
+
+
+async def test_parts_that_do_not_belong_together_are_no_snapshot(history: History) -> None:
+    """Whatever wrote them: the log is whole, so nobody needs to believe it."""
+    await history.submit("c1", "c2")
+    first, last = history.cut()
+    position = await history.append(first, structs.replace(last, covered=1))
+    await history.log.save_pointer(0, Pointer(position, 3))
+    start = await find(history.log, 0)
+    assert (start.offset, start.snapshot) == (0, None)
+    assert start.why.endswith("its parts do not belong together")
 
 
 # ---------------------------------------------------------------- a log whose head is gone
