@@ -72,6 +72,7 @@ class Lane:
         self.epochs: list[tuple[int, bytes]] = []
         self._heard_at = 0  # when the log was last asked whether the partition is ours, and said so (ms)
         self._held: list[Call] = []  # calls that wait for the next look at the log
+        self._doubts: list[tuple[int, asyncio.Future[None]]] = []  # who waits for a word of the log, and since when
         self._failure: Exception | None = None
         self._pushed = 0
         self._durable = 0
@@ -106,6 +107,20 @@ class Lane:
             _, future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
+
+    def proven(self) -> asyncio.Future[None]:
+        """Done once the log, asked after this call, has said that the partition is ours; fails if it is not.
+
+        What is here can be told without it: it is durable.  That something is *not* here, only the owner may say, and
+        one that was stopped for a while, or cut off, may not be the owner any more without knowing it.
+        """
+        doubt: asyncio.Future[None] = self.pipeline.loop.create_future()
+        if self.acting:
+            self._doubts.append((self.pipeline.now(), doubt))
+            self.wake.set()
+        else:
+            doubt.set_exception(self.refusal)
+        return doubt
 
     def call(self, call: Call, now: int) -> None:
         """Sends a call; one that would rest on stale knowledge of the log waits for the next look at it."""
@@ -239,7 +254,7 @@ class Lane:
                 self.snapshots.look()
             elif self._heir is not None and self._settled(self._heir):
                 return self._heir
-            elif self._held or not await self._woken():
+            elif self._held or self._doubts or not await self._woken():
                 await self._look(owned)
                 self.snapshots.look()
         raise self._failure
@@ -308,6 +323,8 @@ class Lane:
     def _heard(self, asked_at: int) -> None:
         """The log said, after ``asked_at``, that the partition is ours: what was held back may go."""
         now = self.pipeline.now()
+        if self._doubts:
+            self._doubts = [(since, doubt) for since, doubt in self._doubts if not _resolved(doubt, since, asked_at)]
         if now - asked_at > SLEPT_MS:
             self._heard_at = asked_at
             return
@@ -385,6 +402,10 @@ class Lane:
         self.acting, self.writing, self.outbox, self._held = False, [], [], []
         self.snapshots.close()
         self._durable = self._pushed
+        while self._doubts:
+            _, doubt = self._doubts.pop()
+            if not doubt.done():
+                doubt.set_exception(self.refusal)
         while self._waiting:
             _, future = self._waiting.popleft()
             if not future.done():
@@ -432,3 +453,12 @@ class Lane:
         except (TimeoutError, LogError, CorruptLog):  # whoever acquires reads it all, and says so then
             return start, None
         return at, newest
+
+
+def _resolved(doubt: asyncio.Future[None], since: int, asked_at: int) -> bool:
+    """Whether a word of the log that was asked for at ``asked_at`` answers a doubt since ``since``."""
+    if asked_at < since:
+        return False
+    if not doubt.done():
+        doubt.set_result(None)
+    return True

@@ -59,8 +59,9 @@ class Base:
         return lanes
 
     def incomplete(self) -> tuple[int, ...]:
-        """The partitions that a list of this instance says nothing of, or not all."""
-        return tuple(lane.partition for lane in self.pipeline.lanes if not lane.acting)
+        """The partitions that a list of this instance says nothing of, or not all: the view is still being filled."""
+        filled = self.view.filled
+        return tuple(lane.partition for lane in self.pipeline.lanes if not (lane.acting and filled(lane.partition)))
 
     def check_running(self) -> None:
         """For what is new work."""
@@ -86,6 +87,18 @@ class Base:
         if finished is None:
             raise UnknownCommand(f"no command has the id {id!r}")
         return finished
+
+    def known(self, id: str) -> bool:
+        """Whether something is to be found here of the command; raises as `lane_of`."""
+        return self.live(id) is not None or self.view.fingerprint(id) is not None
+
+    async def surely(self, id: str) -> None:
+        """Returns when what is here of a command is what there is, be it nothing; raises as `lane_of`.
+
+        A partition's owner alone may say that nobody knows an id (`Lane.proven`).
+        """
+        if not self.known(id):
+            await self.lane_of(id).proven()
 
     # ------------------------------------------------------------ checks
 

@@ -99,4 +99,4 @@ def _instance(member: Row, answer: Row | None, owners: Mapping[int, Row]) -> Row
 def _nobodys(row: Row) -> Row:
     """A partition that nobody who answered acts for: what this instance last knew of it is no owner's word."""
     state = "no_owner" if row["state"] == "acting" else row["state"]
-    return {**row, "state": state, "owner": None, "address": None, "lag": None, "since": None}
+    return {**row, "state": state, "owner": None, "address": None, "lag": None, "since": None, "filled": False}

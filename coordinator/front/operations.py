@@ -30,6 +30,7 @@ class Operations(Base):
         input: Any = None,
         replace_input: bool = False,
     ) -> CommandView:
+        await self.surely(id)
         command = self.live(id)
         if command is None:
             raise self._ended(id, operation)

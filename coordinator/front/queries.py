@@ -13,7 +13,7 @@ from coordinator import outcomes
 from coordinator.engine import diagram, views
 from coordinator.errors import InvalidPayload, UnknownCommand
 from coordinator.front.base import Base, nothing
-from coordinator.front.watching import Join, Waiter
+from coordinator.front.watching import Join, Later, Waiter
 from coordinator.lane import Lane
 from coordinator.model.command import FINAL, CommandView, State
 from coordinator.model.ids import CommandId, parse_position, partition_of, position
@@ -31,6 +31,7 @@ class Queries(Base):
     # ------------------------------------------------------------ one command
 
     async def get(self, id: str, wait_ms: int = 0) -> CommandView:
+        await self.surely(id)
         view = self.view_of(id)
         if wait_ms <= 0 or view.state in FINAL:
             return view
@@ -45,8 +46,9 @@ class Queries(Base):
             unwatch()
 
     def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
-        self.view_of(id)  # what is not there is refused now, not told as an event
         seen = -1 if after is None else self._offset(id, after)
+        if not self.known(id):
+            return Later(id, watcher, self.surely(id), lambda: self._watch(id, watcher, seen))
         return Join(self.pipeline.loop, id, watcher, lambda: self._watch(id, watcher, seen))
 
     def _offset(self, id: str, after: str) -> int:
@@ -94,10 +96,12 @@ class Queries(Base):
         return partition, [(offset, read(data, partition=partition, offset=offset)) for offset, data in records]
 
     async def history(self, id: str) -> list[dict[str, Any]]:
+        await self.surely(id)
         partition, records = self._records(id)
         return [views.history_entry(partition, offset, record) for offset, record in records]
 
     async def explain(self, id: str) -> dict[str, Any]:
+        await self.surely(id)
         command = self.live(id)
         if command is None:
             view = self.view_of(id)
@@ -118,6 +122,7 @@ class Queries(Base):
         return {"instance": self.pipeline.instance, "address": self.pipeline.address, "epoch": epoch}
 
     async def diagram(self, id: str) -> str:
+        await self.surely(id)
         command = self.live(id)
         submitted = self._records(id)[1][0][1] if command is None else command.submitted
         return diagram.of_command(self.view_of(id), self.registry.definition_of(submitted))
@@ -162,7 +167,8 @@ class Queries(Base):
     async def dead_letters(self) -> list[dict[str, Any]]:
         self.acting_lanes()
         found = (views.dead_letters(command) for command in self.engine.commands.values() if command.parked)
-        return Gathered(chain.from_iterable(found), self.incomplete())
+        lacking = tuple(lane.partition for lane in self.pipeline.lanes if not lane.acting)  # nothing parked has ended
+        return Gathered(chain.from_iterable(found), lacking)
 
     async def quarantine(self) -> list[dict[str, Any]]:
         """See Front; of the partitions that this instance acts for, or has stopped."""
@@ -224,7 +230,9 @@ class Queries(Base):
         }
 
     def _partition(self, lane: Lane) -> dict[str, Any]:
-        """``end``: the next offset, ``lag``: records that are not durable yet, ``since``: when it was acquired."""
+        """``end``: the next offset, ``lag``: records that whoever takes over has to read (behind the last Snapshot),
+        ``since``: when it was acquired, ``filled``: whether a list has all that ended in it."""
+        snapshot = lane.snapshots.latest
         here = (self.pipeline.instance, self.pipeline.address)
         owner, address = here if lane.acting else lane.owner or (None, None)
         return {
@@ -234,8 +242,9 @@ class Queries(Base):
             "address": address,
             "epoch": lane.epoch,
             "end": lane.end,
-            "lag": len(lane.outbox) + len(lane.writing),
+            "lag": max(0, lane.end - (lane.snapshots.first if snapshot is None else snapshot.covered)),
             "since": views.timestamp(lane.acquired_at) if lane.acquired_at else None,
+            "filled": lane.acting and self.view.filled(lane.partition),
         }
 
     async def definition(self, name: str, version: int | None) -> dict[str, Any]:

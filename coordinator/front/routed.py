@@ -214,11 +214,11 @@ class RoutedFront:
         return gather.pages([page for _, page in answers], limit)
 
     async def dead_letters(self) -> list[dict[str, Any]]:
-        owned = {link: _acted_for(link) for link in self.directory.links()}
-        here = self.local.incomplete()
+        owned: dict[Link | None, set[int]] = {link: _acted_for(link) for link in self.directory.links()}
         answers = await self._everywhere("dead_letters", {}, self.local.dead_letters)
         lacking = [
-            here if link is None else set(range(self._partitions)) - owned.get(link, set()) for link, _ in answers
+            items.incomplete if isinstance(items, Gathered) else set(range(self._partitions)) - owned.get(link, set())
+            for link, items in answers
         ]
         return Gathered((item for _, items in answers for item in items), gather.lacking(lacking))
 

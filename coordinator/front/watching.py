@@ -9,7 +9,8 @@ the event loop the past is read and told and the watcher registered, with nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -44,6 +45,33 @@ class Join:
 
     def __call__(self) -> None:
         self._handle.cancel()
+        if self._unwatch is not None:
+            self._unwatch()
+
+
+class Later:
+    """A watcher that joins once something else is settled (``first``); the instance itself is its Unwatch."""
+
+    __slots__ = ("_begin", "_id", "_task", "_unwatch", "_watcher")
+
+    def __init__(
+        self, id: str, watcher: Watcher, first: Coroutine[Any, Any, None], begin: Callable[[], Unwatch]
+    ) -> None:
+        self._id = id
+        self._watcher = watcher
+        self._begin = begin
+        self._unwatch: Unwatch | None = None
+        self._task = asyncio.get_running_loop().create_task(self._join(first))
+
+    async def _join(self, first: Coroutine[Any, Any, None]) -> None:
+        try:
+            await first
+            self._unwatch = self._begin()
+        except CoordinatorError as error:
+            self._watcher(Event("error", self._id, error=error))
+
+    def __call__(self) -> None:
+        self._task.cancel()
         if self._unwatch is not None:
             self._unwatch()
 
