@@ -82,12 +82,12 @@ def _reckon(stage: Stage, strikes: list[Strike]) -> tuple[list[Row], list[str]]:
         if answer.error:
             row.complaints.append(_sentence(answer))
         first.setdefault(answer.id, answer)
-    for fault in verdict.lost:
-        rows[_during(first[fault.id].asked if fault.id in first else 0, strikes)].lost += 1
-    for fault in verdict.contradicted:
-        rows[_during(first[fault.id].asked if fault.id in first else 0, strikes)].contradicted += 1
+    for id in {fault.id for fault in verdict.lost}:
+        rows[_during(first[id].asked if id in first else 0, strikes)].lost += 1
+    for id in {fault.id for fault in verdict.contradicted}:
+        rows[_during(first[id].asked if id in first else 0, strikes)].contradicted += 1
     disagreements = stage.book.disagreements()
-    rows[OTHER].complaints += disagreements
+    print(f"{stage.book.void} records of former owners were void")
     return list(rows.values()), [*map(str, verdict.lost), *map(str, verdict.contradicted), *disagreements]
 
 

@@ -17,7 +17,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.log.base import LogError
 from coordinator.log.kafka import KafkaLog
-from coordinator.model.records import Epoch, Finished, Outcome, Record, Submitted, unraw
+from coordinator.model.records import Control, Epoch, Finished, Outcome, Record, Submitted, unraw
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.ownership.validity import Validity
 from coordinator.wire.codec import decode
@@ -75,6 +75,10 @@ class Book:
                 story.fingerprints.add(record.fingerprint)
             case Outcome():
                 self.stories[record.id].outcomes.add(record.step)
+            case Control(operation="cancel"):
+                self.stories[record.id].cancelled = True
+            case Finished(state="completed") if self.stories[record.id].cancelled:
+                pass  # it crossed a cancel, which came first and stands
             case Finished():
                 result: Any = unraw(record.result)
                 failure = record.failure.code if record.failure else ""

@@ -68,6 +68,7 @@ class Story(Struct):
     fingerprints: set[bytes] = set()
     ends: list[Ending] = []
     outcomes: set[str] = set()
+    cancelled: bool = False
 
     @property
     def position(self) -> str:
