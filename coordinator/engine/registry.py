@@ -149,7 +149,11 @@ class Registry:
     def resolve_submitted(self, submitted: Submitted) -> Resolved:
         """The type of a recorded command; raises as the two above."""
         if submitted.definition != NIL:
-            return self.resolve_inline(unraw(submitted.definition))
+            try:
+                content = unraw(submitted.definition)
+            except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+                raise InvalidPayload.at("$.definition", f"as it is recorded, it cannot be read: {error}") from None
+            return self.resolve_inline(content)
         return self.resolve(submitted.type, submitted.version)
 
     def definition_of(self, submitted: Submitted) -> Definition | None:

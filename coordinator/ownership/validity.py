@@ -22,7 +22,8 @@ What cannot be read is judged too (docs/design.md, "Quarantine"), by what it cou
 
 An Epoch that was damaged beyond recognition would take all records of its owner with it, void, without a word.  But it
 gives itself away: an owner writes nothing before its Epoch is in the log, so behind those bytes come records with a
-token that no Epoch had.  There the reader stops (``_suspect``).
+token that no Epoch had.  One such record may be a stranger's, who made a token up; at the second one with the same
+token the reader stops (``_void``).
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class Validity:
     is valid; a reader that starts above offset 0 with no token may meet nothing but an Epoch first.
     """
 
-    __slots__ = ("_known", "_suspect", "_undecidable", "token")
+    __slots__ = ("_known", "_strays", "_suspect", "_undecidable", "token")
 
     def __init__(self, start: int = 0, token: bytes | None = None) -> None:
         self.token = token
         self._undecidable = start > 0 and token is None
         self._known = {token}  # tokens that have been in force, as far as we have read
         self._suspect: Damaged | None = None  # since the last Epoch: what may have been one
+        self._strays: dict[bytes, int] = {}  # behind it: tokens that no Epoch had, and where each was first
 
     def admit(self, offset: int, record: Record | Damaged) -> bool:
         """Whether this record counts, or is to be listed; an Epoch always counts.  Raises CorruptLog where that cannot
@@ -58,6 +60,7 @@ class Validity:
             self.token = record.token
             self._known.add(record.token)
             self._suspect = None
+            self._strays.clear()
             self._undecidable = False
             return True
         if isinstance(record, Damaged):
@@ -80,10 +83,13 @@ class Validity:
         """A record that is not the present owner's; raises CorruptLog unless it is certain that it is void."""
         if self._undecidable:
             raise self._undecided(offset)
-        if self._suspect is not None and token not in self._known:
+        if self._suspect is None or token in self._known:
+            return
+        first = self._strays.setdefault(token, offset)
+        if first != offset:
             raise self._suspect.error(
-                f"the record at offset {offset} behind it has a token that no Epoch had, so it may have been an Epoch, "
-                "and then all behind it counts"
+                f"behind it, the records at offsets {first} and {offset} have a token that no Epoch had, so it may "
+                "have been one, and then they count"
             )
 
     def _undecided(self, offset: int) -> CorruptLog:
