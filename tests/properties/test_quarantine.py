@@ -61,20 +61,17 @@ def records_of(token: bytes, at: int, id: str, course: str) -> list[Record]:
     no = Failure("declined", "no", 409, raw({"why": "broke"}))
     declined = StepFailed(SCHEMA, token, at + 2, c, "charge", "stock", 1, no, "failed")
     undone = Undone(SCHEMA, token, at + 3, c, "reserve", "stock", 1)
-    return (
-        begun
-        + {
-            "new": [],
-            "half": [reserved],
-            "paused": [reserved, Control(SCHEMA, token, at + 2, c, "pause", "why", "op")],
-            "late": [reserved, Timer(SCHEMA, token, at + 2, c, "deadline")],
-            "undoing": [reserved, declined],
-            "parked": [StepFailed(SCHEMA, token, at + 1, c, "reserve", "stock", 1, no, "parked")],
-            "done": [reserved, charged, Finished(SCHEMA, token, at + 3, c, "completed", raw({"done": True}))],
-            "back": [reserved, declined, undone, Finished(SCHEMA, token, at + 4, c, "compensated", failure=no)],
-        }
+    rest: dict[str, list[Record]] = {
+        "new": [],
+        "half": [reserved],
+        "paused": [reserved, Control(SCHEMA, token, at + 2, c, "pause", "why", "op")],
+        "late": [reserved, Timer(SCHEMA, token, at + 2, c, "deadline")],
+        "undoing": [reserved, declined],
+        "parked": [StepFailed(SCHEMA, token, at + 1, c, "reserve", "stock", 1, no, "parked")],
+        "done": [reserved, charged, Finished(SCHEMA, token, at + 3, c, "completed", raw({"done": True}))],
+        "back": [reserved, declined, undone, Finished(SCHEMA, token, at + 4, c, "compensated", failure=no)],
+    }
     return begun + rest[course]
-    )
 
 
 COURSES = ("new", "half", "paused", "late", "undoing", "parked", "done", "back")
