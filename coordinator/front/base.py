@@ -48,8 +48,16 @@ class Base:
 
     def lanes_at(self, partitions: Collection[int] | None) -> list[Lane]:
         """The lanes of these partitions (None: of all); raises the refusal of any that does not act."""
-        lanes = self.pipeline.lanes
-        return [acting(lane) for lane in lanes if partitions is None or lane.partition in partitions]
+        return [acting(self.pipeline.lanes[each]) for each in self.partitions(partitions)]
+
+    def partitions(self, wanted: Collection[int] | None) -> list[int]:
+        """These partitions, or all, in order; raises InvalidPayload for one that there is not."""
+        known = range(len(self.pipeline.lanes))
+        if wanted is None:
+            return list(known)
+        if not wanted or any(each not in known for each in wanted):
+            raise InvalidPayload.at("$.partitions", f"some of 0 to {len(known) - 1}")
+        return sorted(set(wanted))
 
     def acting_lanes(self) -> list[Lane]:
         """For what speaks of all commands: the lanes that act; raises a refusal where none does."""

@@ -230,10 +230,10 @@ class RoutedFront:
             answers.append(here)
         elif not answers:
             raise here
-        owned = {partition for link in self.directory.links() for partition in _acted_for(link)}
         items = sorted((item for each in answers for item in each), key=lambda item: item["partition"])
-        told = owned | {item["partition"] for item in items}
-        return Gathered(items, tuple(each for each in self.local.incomplete() if each not in told))
+        told = {item["partition"] for item in items}
+        lacking = (each for each in range(self._partitions) if each not in told and not self.routes.served(each))
+        return Gathered(items, tuple(lacking))
 
     async def _everywhere(
         self, operation: str, params: dict[str, Any], here: Callable[[], Awaitable[T]], kind: type[T] | None = None
@@ -305,7 +305,7 @@ class RoutedFront:
     ) -> bool:
         """The first partition's owner decides whether the content may be registered; then every other's records it."""
         self.local.check_running()
-        wanted = sorted(range(self._partitions) if partitions is None else partitions)
+        wanted = self.local.partitions(partitions)
         first, *rest = wanted
         created = await self._register(first, name, version, content, by)
         results = await asyncio.gather(

@@ -38,11 +38,7 @@ class Outcomes:
         self._follow = follow
         self._start = Start(start, len(routes.lanes))
         self._since = timestamp(self._start.at)
-        self._partitions = [
-            lane.partition
-            for lane in routes.lanes
-            if lane.partition >= self._start.partition and (partitions is None or lane.partition in partitions)
-        ]
+        self._partitions = [each for each in routes.local.partitions(partitions) if each >= self._start.partition]
         self._known = service in routes.local.engine.services
         if not self._known and not routes.directory.links():
             raise routes.local.unknown_service(service)

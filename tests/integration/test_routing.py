@@ -195,6 +195,25 @@ async def test_who_waits_gets_the_result_although_the_owner_is_killed(group: Wor
         assert "error" not in seen.kinds
 
 
+async def test_server_sent_events_survive_the_owner(group: World) -> None:
+    """Read from A over HTTP, of a command of B, which dies: every event once, to the end; of nobody's command: 404."""
+    a, b, _ = await group.start("a", "b", "c")
+    group.services["payments"].gate = asyncio.Event()
+    id = id_at(1)
+    await b.front.submit_and_wait(order(id), 0)
+    async with httpx.AsyncClient(base_url=a.http, timeout=20) as client:
+        assert (await client.get("/v1/commands/nobody/events")).status_code == 404
+        kinds: list[str] = []
+        async with client.stream("GET", f"/v1/commands/{id}/events") as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("event: "):
+                    kinds.append(line.removeprefix("event: "))
+                    if kinds.count("step") == 1 and b.alive:
+                        await b.kill()
+                        group.services["payments"].gate.set()
+    assert [kind for kind in kinds if kind != "state"] == ["accepted", "step", "step", "final"]
+
+
 async def test_a_submission_to_a_dying_owner_is_asked_again(group: World) -> None:
     """It was sent and never confirmed: the next owner is asked with the same id, and there is one command."""
     a, b, _ = await group.start("a", "b", "c")
