@@ -110,6 +110,7 @@ class Pipeline:
         self.changed = asyncio.Event()  # set whenever a lane is acquired or lost
         self.group: Group | None = None  # set before `run`, where instances share the log
         self.settle_s = SETTLE_S
+        self.turns = 0  # of work: who works in the background holds back while this grows
         self.view.on_damage = self._start_over
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
@@ -196,7 +197,9 @@ class Pipeline:
         id = record.id
         if isinstance(record, Submitted):
             command = self.engine.commands.get(record.id)
-            view = views.command_view(command) if command and self.watchers.wanted(id, "accepted") else None
+            view = None
+            if command is not None and self.watchers.wanted(id, "accepted"):
+                view = views.command_view(command, self.engine.registry.planned(command.submitted))
             self.watchers.tell(id, Event("accepted", id, position(partition, offset), "running", view=view))
         elif self.watchers.wanted(id, "events") and isinstance(record, (Outcome, StepFailed, Undone)):
             command = self.engine.commands.get(record.id)
@@ -225,6 +228,7 @@ class Pipeline:
 
     def _pump(self) -> None:
         now = self.now()
+        self.turns += 1
         self.engine.tick(now)
         output = self.engine.take(now)
         for partition, record in output.records:

@@ -67,6 +67,19 @@ async def test_a_command_submitted_anywhere_runs_at_its_owner(group: World) -> N
         assert group.owner(view.id).local.view.get(view.id) == view
 
 
+async def test_who_does_not_wait_is_shown_the_same_everywhere(group: World) -> None:
+    """The command as it was accepted, with the steps that it will have, whoever was asked."""
+    await group.start("a", "b")
+    group.services["shipping"].gate = asyncio.Event()
+    id = id_at(0)
+    first, attached = await someone_else(group, id).front.submit_and_wait(order(id), 0)
+    assert not attached
+    assert [step.name for step in first.steps] == ["ship", "pay"]
+    again, attached = await group.owner(id).front.submit_and_wait(order(id), 0)
+    assert attached
+    assert (again.id, again.position, again.submitted_at) == (first.id, first.position, first.submitted_at)
+
+
 async def test_every_question_about_a_command_can_be_asked_anywhere(group: World) -> None:
     """get, history, explain, diagram: the wrong instance answers as the right one does; explain names the owner."""
     await group.start("a", "b", "c")
