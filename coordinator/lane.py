@@ -30,11 +30,15 @@ from msgspec.structs import force_setattr
 from coordinator import recovery
 from coordinator.engine import records_too_large
 from coordinator.errors import CoordinatorError, CorruptLog, LogCorrupt, LogUnavailable, NoOwner, Starting, Unavailable
+from coordinator.filler import Filler
 from coordinator.log.base import LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.model.call import Call
+from coordinator.model.ids import CommandId
 from coordinator.model.records import Epoch, Record
-from coordinator.replaying import Replay
+from coordinator.recalling import recalled
+from coordinator.recovery import Start
+from coordinator.replaying import Replay, collector_at_rest
 from coordinator.snapshotting import Snapshotting
 from coordinator.wire.codec import encode, read
 
@@ -49,6 +53,7 @@ CHECK_EVERY_S = 0.5
 FRESH_MS = 100  # how long after a word from its log a lane may call services without another look
 SLEPT_MS = 500  # a word that took longer than this is as old as the question: this process may have been stopped
 STANDBY_PROBES = 3
+FILL_PATIENCE_S = 2.0  # of who asks for a command that may have finished long ago, while the view is being filled
 STOPPED_RETRY_MS = 10_000  # what clients of a partition that has stopped are told to wait
 STOPPED_REMIND_FIRST_S, STOPPED_REMIND_MAX_S = 60.0, 3600.0
 
@@ -78,6 +83,7 @@ class Lane:
         self._durable = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ghosts = 0  # own attempts whose Epoch was never found: it may still land
+        self._filling: asyncio.Task[None] | None = None
         self.snapshots = Snapshotting(self, pipeline.snapshot_settings)
         self._summons = asyncio.Event()
         self.standing_by = False
@@ -223,10 +229,11 @@ class Lane:
         start = await recovery.find(pipeline.log, self.partition, timeout_ms=pipeline.append_timeout_ms)
         replay = Replay(pipeline.engine, pipeline.view, self.partition, start)
         self.epochs = replay.epochs
-        await replay.restore()
-        self._ghosts += 1
-        epoch = await owned.acquire(replay.records, start.offset, start.token_in_force)
-        self._ghosts -= 1
+        with collector_at_rest():
+            await replay.restore()
+            self._ghosts += 1
+            epoch = await owned.acquire(replay.records, start.offset, start.token_in_force)
+            self._ghosts -= 1
         if pipeline.view.ahead(self.partition, epoch + 1):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")
         self.epoch = epoch
@@ -238,6 +245,7 @@ class Lane:
         self.pipeline.engine.open(self.partition, owned.token, epoch)
         took = self.acquired_at - began
         self.snapshots.began(start, replay.identity, replay.count, took)
+        self._fill(start)
         log.info(
             "partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took, start=start.why
         )
@@ -245,6 +253,71 @@ class Lane:
         if self.pipeline.group is not None:
             self.pipeline.group.acquired(self.partition, epoch)
         self.pipeline.on_acquired(self, told)
+
+    # ------------------------------------------------------------ what finished before
+
+    def _fill(self, start: Start) -> None:
+        """Reads what finished below the start of the replay into the view, in the background."""
+        pipeline = self.pipeline
+        if pipeline.view.filled(self.partition):
+            return
+        links = [] if start.snapshot is None else [*start.snapshot.chain, start.snapshot.link]
+        filler = Filler(
+            pipeline.log,
+            pipeline.view,
+            pipeline.engine,
+            self.partition,
+            upto=start.offset,
+            chain=links,
+            activity=lambda: pipeline.turns,
+            timeout_ms=pipeline.append_timeout_ms,
+        )
+        self._filling = asyncio.create_task(self._filled(filler), name=f"filler-{self.partition}")
+
+    async def _filled(self, filler: Filler) -> None:
+        try:
+            await filler.run()
+            if not self.pipeline.view.filled(self.partition):
+                self.fail(LogError("the view contradicts the log, and is made anew"))
+        except CorruptLog as error:
+            log.error("the view stays incomplete", partition=self.partition, reason=str(error))
+
+    async def fetch(self, id: CommandId) -> None:
+        """Brings what the log has of a finished command into the view, which may not be filled yet.
+
+        Raises Starting where only the whole log could tell, and it takes a while to read; LogUnavailable.
+        """
+        pipeline, partition = self.pipeline, self.partition
+        if pipeline.view.filled(partition):
+            return
+        receipt = self.snapshots.receipts.find(id)
+        if receipt is None:
+            await self._wait_for_view()
+            return
+        try:
+            found = await recalled(
+                pipeline.log, pipeline.engine, partition, id, receipt, timeout_ms=pipeline.append_timeout_ms
+            )
+        except LogError as error:
+            raise LogUnavailable(f"the log cannot be read: {error}", retry_after_ms=500) from error
+        if found is not None and self.acting:
+            pipeline.view.put(found)
+
+    async def _wait_for_view(self) -> None:
+        """Returns when the view is filled, if that is soon."""
+        filling = self._filling
+        if filling is None:
+            return
+        await asyncio.wait([filling], timeout=FILL_PATIENCE_S)
+        if not filling.done():
+            done, upto = self.pipeline.view.progress(self.partition)
+            raise Starting(
+                f"partition {self.partition} has moved here, and its history is still being read "
+                f"({done} of {upto} records)",
+                retry_after_ms=500,
+            )
+
+    # ------------------------------------------------------------ acting
 
     async def _act(self, owned: OwnedPartition) -> str:
         """Acts until the partition is to be handed over and nothing of ours is under way; returns to whom."""
@@ -401,6 +474,9 @@ class Lane:
         """Everything volatile goes; those who wait for an append are told, those who wait for a result wait on."""
         self.acting, self.writing, self.outbox, self._held = False, [], [], []
         self.snapshots.close()
+        if self._filling is not None:
+            self._filling.cancel()
+            self._filling = None
         self._durable = self._pushed
         while self._doubts:
             _, doubt = self._doubts.pop()

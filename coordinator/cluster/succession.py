@@ -41,7 +41,7 @@ ACQUIRING: Final = -1  # in place of an epoch: on its way to own
 SPEAK_MS: Final = 1_500  # for a member to be heard, before it is taken to own nothing
 SETTLING_MS: Final = 1_000
 OFFER_MS: Final = 5_000
-HOLD_MS: Final = 3_000
+HOLD_MS: Final = 1_500
 
 
 class Owner(Struct, frozen=True):

@@ -115,6 +115,12 @@ class Engine:
         self._frozen = False
         self.held: set[int] = set()  # partitions that are being handed over
 
+    def scratch(self) -> Engine:
+        """Another of the same settings, to fold records with and decide nothing."""
+        engine = Engine(self.settings, {}, self.registry, self.random)
+        engine.partitions = self.partitions
+        return engine
+
     # ------------------------------------------------------------ ownership
 
     def open(self, partition: int, token: bytes, epoch: int) -> None:

@@ -103,10 +103,15 @@ class Base:
     async def surely(self, id: str) -> None:
         """Returns when what is here of a command is what there is, be it nothing; raises as `lane_of`.
 
-        A partition's owner alone may say that nobody knows an id (`Lane.proven`).
+        A partition's owner alone may say that nobody knows an id (`Lane.proven`), and a new one may have to look for it
+        in the log (`Lane.fetch`).
         """
+        if self.known(id):
+            return
+        lane = self.lane_of(id)
+        await lane.fetch(CommandId(id))
         if not self.known(id):
-            await self.lane_of(id).proven()
+            await lane.proven()
 
     # ------------------------------------------------------------ checks
 

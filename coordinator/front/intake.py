@@ -17,7 +17,7 @@ from coordinator.engine.registry import Resolved, fingerprint
 from coordinator.errors import CoordinatorError, InvalidPayload, LimitReached, Suspended, UnknownType
 from coordinator.front.base import Base, acting, duration, nothing
 from coordinator.front.patience import Patient
-from coordinator.front.watching import Join, Waiter, second
+from coordinator.front.watching import Join, Later, Waiter, second
 from coordinator.lane import Lane
 from coordinator.model.command import FINAL, CommandView, Submission
 from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of
@@ -78,6 +78,8 @@ class Intake(Base):
             return self.pipeline.watchers.add(id, watcher, want)
         if id in self.engine.reserved:
             return self.pipeline.watchers.add(id, second(watcher), want)
+        if not self.known(id):
+            return Later(id, watcher, self.surely(id), lambda: self._attach(id, watcher, want))
         return Join(self.pipeline.loop, id, watcher, lambda: self._attach(id, watcher, want))
 
     def _attach(self, id: CommandId, watcher: Watcher, want: Want) -> Unwatch:
@@ -95,11 +97,19 @@ class Intake(Base):
         acting(lane)
         record, services = self._record(submission, id)
         if submission.id is not None and id not in self.engine.commands and id not in self.engine.reserved:
-            known = self.view.fingerprint(id)
+            known = self._known(id, lane)
             if known is not None and attaches(id, record.fingerprint, known):
                 return Decision.ATTACH
         request = Request(id, record.fingerprint, services)
         return self.engine.submit(request, record, lane.partition, self.pipeline.now())
+
+    def _known(self, id: CommandId, lane: Lane) -> bytes | None:
+        """The fingerprint of a finished command of this id: from the view, or, while that is filled, from a receipt."""
+        known = self.view.fingerprint(id)
+        if known is not None or self.view.filled(lane.partition):
+            return known
+        receipt = lane.snapshots.receipts.find(id)
+        return None if receipt is None else receipt.fingerprint
 
     # ------------------------------------------------------------ checking
 
