@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from coordinator.errors import CorruptLog
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
 from coordinator.model.records import KINDS, SCHEMA, Control, Epoch, Failure, Outcome, Submitted, raw, unraw
-from coordinator.wire.codec import EPOCH, decode, encode, header, key_of
+from coordinator.wire.codec import AT_MAX, EPOCH, decode, encode, header, key_of, read, stored
 
 GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "records").glob("*.json"))
 TOKEN = bytes(range(8))
@@ -140,3 +144,67 @@ def test_a_requeue_with_an_input_is_readable() -> None:
     """An operator's replacement for a request's body survives the log."""
     control = Control(1, TOKEN, 7, CommandId("c1"), "requeue", "", "dave", "ship", raw({"street": "Long Road 1"}), True)
     assert decode(encode(control), partition=0, offset=0) == control
+
+
+# ---------------------------------------------------------------- what can be made out of damage
+
+
+def made_out(data: bytes) -> tuple[int | None, int | None, bytes | None, int, str | None]:
+    found = read(data, partition=0, offset=0)
+    assert isinstance(found, Damaged)
+    assert stored(found) == data
+    return found.kind, found.schema, found.token, found.at, found.id
+
+
+def test_a_beginning_is_read_as_far_as_it_is_whole() -> None:
+    """Each cut leaves what stands before it: a record that was cut short still tells whose it is."""
+    data = outcome()
+    whole = (2, 1, TOKEN, 7, "c1")
+    seen = [made_out(data[:size]) for size in range(len(data))]
+    assert seen[0] == (None, None, None, 0, None)
+    assert seen[-1] == whole
+    for before, after in pairwise(seen):
+        assert all(new == old for old, new in zip(before, after, strict=True) if old)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param([2, 1, TOKEN, 7, "c1", 0], id="small"),
+        pytest.param([2, 1, b"t" * 300, 70_000, "c" * 200, *[0] * 20], id="large, sixteen fields and more"),
+        pytest.param([300, 70_000, b"t" * 70_000, 1 << 40, "c" * 50], id="numbers of every size"),
+        pytest.param([-1, -200, b"", 5, "c"], id="negative"),
+        pytest.param([-70_000, -(1 << 40), b"", 5, "c"], id="very negative"),
+    ],
+)
+def test_a_beginning_is_what_msgpack_says(array: list[Any]) -> None:
+    """The reader of beginnings and msgspec agree on every spelling of numbers, bytes and texts."""
+    kind, schema, token, at, _ = made_out(msgspec.msgpack.encode(array))
+    assert [kind, schema, token, at] == array[:4]
+
+
+@pytest.mark.parametrize("id", ["", "a b", "a/b", "..", "c" * 201, 5, None])
+def test_an_id_that_no_client_can_have_chosen_is_none(id: Any) -> None:
+    """Whatever stood there is not what was written."""
+    assert made_out(msgspec.msgpack.encode([2, 1, TOKEN, 7, id]))[4] is None
+
+
+def test_only_kinds_of_commands_have_an_id() -> None:
+    """What stands at its place in an Epoch or a Registered is a name."""
+    assert made_out(msgspec.msgpack.encode([10, 1, TOKEN, 7, "order"]))[4] is None
+
+
+@pytest.mark.parametrize("at", [-1, AT_MAX + 1, 1 << 63])
+def test_a_time_without_a_date_is_damage(at: int) -> None:
+    """It would have to be shown, sorted by and stored."""
+    assert made_out(encode(msgspec.structs.replace(decode(outcome(), partition=0, offset=0), at=at)))[3] == 0
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300)
+def test_reading_never_raises(data: bytes) -> None:
+    """Nor does asking what is the matter."""
+    found = read(data, partition=0, offset=0)
+    assert stored(found) == data or not isinstance(found, Damaged)
+    if isinstance(found, Damaged):
+        assert "partition 0, offset 0" in str(found.error("it is so"))
