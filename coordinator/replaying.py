@@ -16,7 +16,6 @@ from coordinator.recovery import Start
 from coordinator.view import FinishedCommand, View
 from coordinator.wire.codec import stored
 
-
 _replays = 0  # under way in this process
 
 
