@@ -46,13 +46,19 @@ class Queries(Base):
             unwatch()
 
     def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
-        seen = -1 if after is None else self._offset(id, after)
         if not self.known(id):
-            return Later(id, watcher, self.surely(id), lambda: self._watch(id, watcher, seen))
+            return Later(id, watcher, self.surely(id), lambda: self._watch_late(id, watcher, after))
+        seen = self._offset(id, after)
         return Join(self.pipeline.loop, id, watcher, lambda: self._watch(id, watcher, seen))
 
-    def _offset(self, id: str, after: str) -> int:
-        """The offset of a place in the command's own partition; raises InvalidPayload."""
+    def _watch_late(self, id: str, watcher: Watcher, after: str | None) -> Unwatch:
+        self.view_of(id)  # that nobody knows the command comes before what is wrong with the rest
+        return self._watch(id, watcher, self._offset(id, after))
+
+    def _offset(self, id: str, after: str | None) -> int:
+        """The offset of a place in the command's own partition, None: before all; raises InvalidPayload."""
+        if after is None:
+            return -1
         partition, offset = parse_position(after, "$.after")
         if partition != partition_of(id, len(self.pipeline.lanes)):
             raise InvalidPayload.at("$.after", f"{after} is not a place of this command")
