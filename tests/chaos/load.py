@@ -12,6 +12,9 @@ through is written down as an error.
     forgetter   gives its call up after a moment and submits the same id elsewhere
     anonymous   lets the library make the id
 
+Holders, one a partition, submit commands whose second step takes `HOLD_S`: whenever a fault strikes, every partition has
+something to inherit.
+
 Probes, one a partition, submit an empty command every `PROBE_S` and wait for nothing but its acceptance: the longest
 time between two of their answers is how long the partition kept callers waiting.
 """
@@ -34,6 +37,7 @@ from tests.chaos.checker import Answer
 from tests.chaos.instances import Instance
 
 PROBE_S: Final = 0.03
+HOLD_S: Final = 1.0
 CALLS_PER_CLIENT: Final = 10
 WAIT_S: Final = 60
 DECLINED: Final = 0.2
@@ -54,7 +58,8 @@ class Load:
 
     def start(self, workers: int) -> None:
         jobs = [self._work() for _ in range(workers)]
-        jobs += [self._probe(partition) for partition in range(self._partitions)]
+        for partition in range(self._partitions):
+            jobs += [self._probe(partition), self._hold(partition)]
         self._tasks = [asyncio.create_task(job) for job in jobs]
 
     async def stop(self) -> None:
@@ -138,7 +143,14 @@ class Load:
     def _payload(self) -> dict[str, str]:
         return {"decline": self._chance.choice(STEPS)[0]} if self._chance.random() < DECLINED else {}
 
-    # ------------------------------------------------------------ probes
+    # ------------------------------------------------------------ a partition each
+
+    async def _hold(self, partition: int) -> None:
+        while not self._done():
+            async with self._client() as one, self._client() as other:
+                id = self._id_in(partition, "held")
+                if await self._told(one, "submit", id, one.submit("Order", {"hold": HOLD_S}, id=id)):
+                    await self._told(other, "wait", id, other.wait(id, WAIT_S))
 
     async def _probe(self, partition: int) -> None:
         while not self._done():
@@ -146,13 +158,13 @@ class Load:
                 for _ in range(CALLS_PER_CLIENT):
                     if self._done():
                         return
-                    id = self._id_in(partition)
+                    id = self._id_in(partition, "probe")
                     self.probes[partition].append(await _asked(client, "probe", id, client.submit("Probe", {}, id=id)))
                     await asyncio.sleep(PROBE_S)
 
-    def _id_in(self, partition: int) -> str:
+    def _id_in(self, partition: int, kind: str) -> str:
         while True:
-            id = f"probe-{self._chance.getrandbits(48):012x}"
+            id = f"{kind}-{self._chance.getrandbits(48):012x}"
             if partition_of(id, self._partitions) == partition:
                 return id
 

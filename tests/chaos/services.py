@@ -89,9 +89,11 @@ class Service:
         arrived = time.monotonic()
         dice = self._chance.random()
         busy = dice < 0.02
+        known = headers["idempotency-key"] in self._known
         answer = self._take(arrived, path == "/undo", headers, body, busy=busy)  # the deed comes first, then the delay
         if not busy:
-            await asyncio.sleep(self._chance.uniform(*WORK_S) + (SLOW_S if dice > 0.97 else 0))
+            held = body.get("hold", 0) if not known else 0
+            await asyncio.sleep(self._chance.uniform(*WORK_S) + (SLOW_S if dice > 0.97 else 0) + held)
         return None if 0.02 <= dice < 0.035 else answer
 
     def _take(
