@@ -10,10 +10,11 @@ through is written down as an error.
     watcher     submits, and watches it on another instance
     canceller   submits, cancels on another instance, and asks for the end
     forgetter   gives its call up after a moment and submits the same id elsewhere
+    repeater    submits once more, or asks for, what somebody submitted some time ago
     anonymous   lets the library make the id
 
-Holders, one a partition, submit commands whose second step takes `HOLD_S`: whenever a fault strikes, every partition has
-something to inherit.
+Holders, one a partition, submit commands whose second step takes `HOLD_S`: whenever a fault strikes, every partition
+has something to inherit.
 
 Probes, one a partition, submit an empty command every `PROBE_S` and wait for nothing but its acceptance: the longest
 time between two of their answers is how long the partition kept callers waiting.
@@ -25,7 +26,7 @@ import asyncio
 import random
 import ssl
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -55,6 +56,7 @@ class Load:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = 0
+        self._former: deque[tuple[str, dict[str, str]]] = deque(maxlen=300)
 
     def start(self, workers: int) -> None:
         jobs = [self._work() for _ in range(workers)]
@@ -80,7 +82,7 @@ class Load:
     async def _work(self) -> None:
         kinds: list[Callable[[Any, Any], Coroutine[Any, Any, None]]]
         kinds = [self._waiter, self._waiter, self._starter, self._doubler, self._forgetter, self._anonymous]
-        kinds += [self._watcher, self._canceller]
+        kinds += [self._watcher, self._canceller, self._repeater]
         while not self._done():
             async with self._client() as one, self._client() as other:
                 for _ in range(CALLS_PER_CLIENT):
@@ -111,6 +113,12 @@ class Load:
                 self.answers.append(cancelled)
             await self._told(other, "wait", id, other.wait(id, WAIT_S))
 
+    async def _repeater(self, one: _Client, other: _Client) -> None:
+        if self._former:
+            id, payload = self._chance.choice(self._former)
+            await self._told(one, "submit again", id, one.submit("Order", payload, id=id, wait=WAIT_S))
+            await self._told(other, "get", id, other.get(id))
+
     async def _doubler(self, one: _Client, other: _Client) -> None:
         id, payload = self._command()
         await asyncio.gather(
@@ -138,7 +146,9 @@ class Load:
         return not answer.error
 
     def _command(self) -> tuple[str, dict[str, str]]:
-        return f"order-{uuid.UUID(int=self._chance.getrandbits(128)).hex[:16]}", self._payload()
+        command = f"order-{self._chance.getrandbits(64):016x}", self._payload()
+        self._former.append(command)
+        return command
 
     def _payload(self) -> dict[str, str]:
         return {"decline": self._chance.choice(STEPS)[0]} if self._chance.random() < DECLINED else {}
