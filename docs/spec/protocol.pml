@@ -20,8 +20,14 @@
 #ifndef CRASHES
 #define CRASHES  0              /* kill -9; the process comes back or it does not */
 #endif
-#ifndef LIES
-#define LIES     0              /* probes of a standby that miss an owner who lives */
+#ifndef MISTAKES
+#define MISTAKES 0              /* what an instance gets wrong about the others: who lives, who is heir, who owns */
+#endif
+#ifndef MOVES
+#define MOVES    0              /* times that the group names another member, although the named one lives */
+#endif
+#ifndef LEAVES
+#define LEAVES   0              /* instances that hand over and leave */
 #endif
 #ifndef SUBMITS
 #define SUBMITS  1              /* times that the client sends the command */
@@ -39,7 +45,11 @@
 #define SNAPS    0              /* snapshots */
 #endif
 #ifndef TOKENS
-#define TOKENS   (NI + 2 * FAULTS + 3 * CRASHES + 2 * LIES)
+#ifdef GROUP
+#define TOKENS   13
+#else
+#define TOKENS   (NI + 2 * FAULTS + 3 * CRASHES + 2 * MISTAKES)
+#endif
 #endif
 #ifndef LOG_MAX
 #define LOG_MAX  16
@@ -100,7 +110,7 @@ byte name[TOKENS + 1];
 
 /* ---------------------------------------------------------------- instances */
 
-#define AWAY      0             /* will acquire, unasked: at start, after a fault of its own */
+#define AWAY      0             /* will acquire: unasked (at start, after a fault of its own), or, in a group, as the heir */
 #define ACQUIRING 1
 #define OWNING    2             /* believes that it owns */
 #define STANDBY   3             /* was fenced by another, who seems to live */
@@ -122,9 +132,17 @@ typedef Mind {
   byte work;                    /* what follows from that */
   Batch head;                   /* sent and not settled, in order */
   Batch next;
-  
+#ifdef GROUP
+  byte heir = NI;               /* whom it takes for the partition's heir; NI: it knows nobody */
+  bool given;                   /* an owner has let go, and told it so */
+  bool leaving;
+#ifdef DEATH_IS_FINAL
+  bool sure;
+#endif
+#else
   byte owner;                   /* whose standby it is: an Epoch; 0 once it has acquired, or stepped down unfenced */
   bool ghosts;                  /* of its attempts, some never found their Epoch */
+#endif
 #ifdef FOLD_TO_ASSIGNMENT
   byte assigned;
 #endif
@@ -134,8 +152,12 @@ typedef Mind {
 }
 Mind my[NI];
 
-byte faults = FAULTS, crashes = CRASHES, lies = LIES, submits = SUBMITS, cancels = CANCELS, giveups = GIVEUPS;
-byte snaps = SNAPS, alive = NI;
+byte faults = FAULTS, crashes = CRASHES, mistakes = MISTAKES, submits = SUBMITS, cancels = CANCELS, giveups = GIVEUPS;
+byte snaps = SNAPS, alive = NI;         /* alive, and not about to leave */
+#ifdef GROUP
+byte named;                     /* who is to own the partition, as the group has agreed */
+byte moves = MOVES, leaves = LEAVES;
+#endif
 #if SNAPS
 byte snap_at, snap_token, snap_acted; short snap_fold;
 #endif
@@ -322,9 +344,22 @@ inline forget(i) {
 #endif
 }
 
+/* The process ends; what it sent stays under way. */
+inline bury(i) {
+  forget(i);
+#ifdef GROUP
+  my[i].heir = NI; my[i].given = false; my[i].leaving = false
+#ifdef DEATH_IS_FINAL
+  ; my[i].sure = false
+#endif
+#else
+  my[i].owner = 0; my[i].ghosts = false
+#endif
+}
+
 /* A fresh token in a fresh session; its first request is the Epoch. */
 inline attempt(i) {
-  assert(tokens < TOKENS);
+  assert(tokens < TOKENS);                                   /* SETTLING, where TOKENS is enough for what may go wrong */
   tokens++;
   holder[tokens] = i; life[tokens] = my[i].lives;
 #ifdef KEEP_TOKEN_OVER_RESTART
@@ -342,8 +377,12 @@ inline attempt(i) {
 inline step_down(i, t) {
   printf("%d: step down from t%d, met Epoch t%d\n", i, my[i].token, t);
   if
+#ifdef GROUP
+  :: my[i].phase = AWAY                                      /* whom the Epoch names matters to nobody */
+#else
   :: t && !MINE(t, i) -> my[i].phase = STANDBY; my[i].owner = t
   :: else -> my[i].phase = AWAY; my[i].owner = 0
+#endif
   fi;
   forget(i)
 }
@@ -461,7 +500,13 @@ inline own(i) {
      fi;
      x++
   od;
-  my[i].phase = OWNING; my[i].owner = 0; my[i].verified = f + 1; my[i].fold = s; my[i].acted = c;
+#ifdef GROUP
+  assert(SIGHT != 9 || !my[i].given || !s);                  /* a command is handed over */
+  my[i].given = false;
+#else
+  my[i].owner = 0;
+#endif
+  my[i].phase = OWNING; my[i].verified = f + 1; my[i].fold = s; my[i].acted = c;
   printf("%d: finds its Epoch t%d @%d, folds, owns\n", i, my[i].token, f);
   assert(TOKEN(last) != TOKEN(my[i].token) || c >= decided);
   decide(i);
@@ -493,13 +538,98 @@ inline find_epoch(i) {
 #define CALM true
 #endif
 
+#ifdef GROUP
+/* What living members announce.  To read it here is to have heard all tidings: who has not, makes a mistake. */
+#define ACTS(i)      (my[i].phase == OWNING || my[i].phase == ACQUIRING)
+#if NI == 3
+#define ANNOUNCED(i) (i != 0 && ACTS(0) || i != 1 && ACTS(1) || i != 2 && ACTS(2))
+#else
+#define ANNOUNCED(i) (i != 0 && ACTS(0) || i != 1 && ACTS(1))
+#endif
+#ifdef DEATH_IS_FINAL
+#define HEARS(i)     (!my[i].sure)
+#else
+#define HEARS(i)     true
+#endif
+#ifdef HAND_OVER_AT_ONCE
+#define HOLD_OVER(i) true
+#else
+#define HOLD_OVER(i) (my[i].heir == named || my[i].leaving || mistakes > 0)
+#endif
+#define STAYS(i)     (my[i].phase != DEAD && !my[i].leaving)
+#ifdef EPOCH_MEANS_OWNER
+#define INHERITS(i)  (my[i].heir == i && !ANNOUNCED(i) && (last == 0 || MINE(last, i) || !LIVES(last)))
+#else
+#define INHERITS(i)  (my[i].heir == i && !ANNOUNCED(i))
+#endif
+#endif
+
+#ifdef GROUP
+#define NOTABLE(i) true         /* the heir's death matters before it acquires, too */
+#else
+#define NOTABLE(i) (my[i].phase != AWAY)
+#endif
+
 active [NI] proctype Instance() {                            /* first in the file: their pids are 0 … NI - 1 */
 end_instance:
   do
   /* -------- acquire */
+#ifdef GROUP
+  :: d_step { CALM && my[_pid].phase == AWAY && !my[_pid].leaving && (my[_pid].given || INHERITS(_pid)) ->
+       if :: !my[_pid].given && last && LIVES(last) && !MINE(last, _pid) -> SEEN(10) :: else -> skip fi;    /* nobody told it */
+       if :: my[_pid].lives == 0 -> my[_pid].lives = 1 :: else -> skip fi;
+       attempt(_pid) }
+  :: d_step { CALM && my[_pid].phase == AWAY && !my[_pid].leaving && mistakes > 0 ->         /* whoever is heir, whoever owns */
+       if :: my[_pid].heir == _pid && my[(_pid + 1) % NI].heir == (_pid + 1) % NI && ACTS((_pid + 1) % NI) -> SEEN(11)
+       :: else -> skip
+       fi;
+       mistakes--; printf("%d: believes that it ought to own\n", _pid);
+       if :: my[_pid].lives == 0 -> my[_pid].lives = 1 :: else -> skip fi;
+       attempt(_pid) }
+
+  /* -------- who is heir (cluster/succession.py).  The group names one that stays; each hears of it in its own time */
+  :: d_step { CALM && named != _pid && STAYS(_pid) && (moves > 0 || !STAYS(named)) ->
+       if :: STAYS(named) -> moves-- :: else -> skip fi;
+       named = _pid; printf("group: names %d\n", named) }
+  :: d_step { CALM && my[_pid].phase != DEAD && my[_pid].heir != named && STAYS(named) && HEARS(_pid) ->
+       my[_pid].heir = named; printf("%d: hears that %d is named\n", _pid, named) }
+  :: d_step { CALM && STAYS(_pid) && my[_pid].heir < NI && my[_pid].heir != _pid && !STAYS(my[_pid].heir) ->
+       my[_pid].heir = _pid; printf("%d: the heir's link died, or it leaves: is heir itself\n", _pid) }
+  :: d_step { CALM && my[_pid].leaving && my[_pid].heir == _pid && STAYS((_pid + 1) % NI) -> my[_pid].heir = (_pid + 1) % NI }
+#if NI == 3
+  :: d_step { CALM && my[_pid].leaving && my[_pid].heir == _pid && STAYS((_pid + 2) % NI) -> my[_pid].heir = (_pid + 2) % NI }
+#endif
+  :: d_step { CALM && STAYS(_pid) && my[_pid].heir != _pid && mistakes > 0 ->
+       mistakes--; my[_pid].heir = _pid;
+#ifdef DEATH_IS_FINAL
+       my[_pid].sure = true;
+#endif
+       printf("%d: takes the heir for dead, itself for heir\n", _pid) }
+  :: d_step { CALM && STAYS(_pid) && my[_pid].heir == _pid && mistakes > 0 && STAYS((_pid + 1) % NI) ->
+       mistakes--; my[_pid].heir = (_pid + 1) % NI; printf("%d: takes another for heir\n", _pid) }
+
+  /* -------- hand over (Lane.let_go): to a living heir, which is told, or not.  The code lets nothing be under way then;
+     here anything may be, which is more.  Two that disagree would play ball until both have heard; the code's `HOLD_MS`
+     makes that rare, so here it is a mistake to hand over to one whom the group does not name, but for who leaves. */
+  :: d_step { CALM && my[_pid].phase == OWNING && my[_pid].heir < NI && my[_pid].heir != _pid && STAYS(my[_pid].heir) &&
+                HOLD_OVER(_pid) ->
+       if :: my[_pid].heir != named && !my[_pid].leaving && mistakes > 0 -> mistakes-- :: else -> skip fi;
+       printf("%d: lets go, tells %d\n", _pid, my[_pid].heir);
+       my[my[_pid].heir].given = true; forget(_pid); my[_pid].phase = AWAY }
+  :: d_step { CALM && my[_pid].phase == OWNING && my[_pid].heir < NI && my[_pid].heir != _pid && STAYS(my[_pid].heir) &&
+                HOLD_OVER(_pid) ->
+       if :: my[_pid].heir != named && !my[_pid].leaving && mistakes > 0 -> mistakes-- :: else -> skip fi;
+       printf("%d: lets go, %d is not told\n", _pid, my[_pid].heir);
+       forget(_pid); my[_pid].phase = AWAY }
+  :: d_step { CALM && leaves > 0 && alive > 1 && STAYS(_pid) ->
+       leaves--; alive--; my[_pid].leaving = true; printf("%d: leaves\n", _pid) }
+  :: d_step { CALM && my[_pid].leaving && my[_pid].phase == AWAY ->
+       printf("%d: is gone\n", _pid); bury(_pid); my[_pid].phase = DEAD }
+#else
   :: d_step { CALM && my[_pid].phase == AWAY && (_pid == 0 || my[_pid - (_pid > 0)].lives > 0) ->   /* they are alike: start in order */
        if :: my[_pid].lives == 0 -> my[_pid].lives = 1 :: else -> skip fi;
        attempt(_pid) }
+#endif
   :: d_step { my[_pid].phase == ACQUIRING && FIRST(my[_pid].token) != EPOCH ->
        find_epoch(_pid); f = x; own(_pid) }
   :: d_step { CALM && my[_pid].phase == ACQUIRING && faults > 0 ->      /* it timed out: the Epoch may be there, or still land */
@@ -508,11 +638,15 @@ end_instance:
 #endif
        faults--; forget(_pid);
        printf("%d: gives the attempt up\n", _pid);
+#ifdef GROUP
+       my[_pid].phase = AWAY
+#else
        my[_pid].phase = (my[_pid].owner -> STANDBY : AWAY);
 #ifdef FOUND_EPOCH_IS_NO_GHOST
        my[_pid].ghosts = my[_pid].ghosts || !own_record
 #else
        my[_pid].ghosts = true
+#endif
 #endif
      }
 
@@ -542,16 +676,18 @@ end_instance:
        if :: cur || own_record -> step_down(_pid, cur) :: else -> my[_pid].verified = end fi }
 #endif
 
-  /* -------- stand by (pipeline.py, Lane._before_next_attempt): for an owner that lives, as far as a probe can tell.
+#ifndef GROUP
+  /* -------- stand by (lane.py, Lane._before_next_attempt): for an owner that lives, as far as a probe can tell.
      Its own ghost, landing late, may fence that owner, who then stands by for it: so who has ghosts follows the log. */
   :: d_step { CALM && my[_pid].phase == STANDBY && !LIVES(my[_pid].owner) -> SEEN(4); attempt(_pid) }
-  :: d_step { CALM && my[_pid].phase == STANDBY && lies > 0 && LIVES(my[_pid].owner) ->
-       lies--; printf("%d: its probe misses the owner\n", _pid); attempt(_pid) }
+  :: d_step { CALM && my[_pid].phase == STANDBY && mistakes > 0 && LIVES(my[_pid].owner) ->
+       mistakes--; printf("%d: its probe misses the owner\n", _pid); attempt(_pid) }
 #ifndef STANDBY_IGNORES_GHOSTS
   :: d_step { CALM && my[_pid].phase == STANDBY && my[_pid].ghosts && MINE(last, _pid) -> SEEN(5); attempt(_pid) }
 #ifndef STANDBY_DOES_NOT_FOLLOW
   :: d_step { CALM && my[_pid].phase == STANDBY && my[_pid].ghosts && !MINE(last, _pid) && my[_pid].owner != last ->
        my[_pid].owner = last; printf("%d: stands by for Epoch t%d now\n", _pid, last) }
+#endif
 #endif
 #endif
 
@@ -597,9 +733,16 @@ end_instance:
   /* -------- kill -9, at any point; what was sent stays under way */
   :: d_step { CALM && crashes > 0 && my[_pid].phase != AWAY && my[_pid].phase != DEAD ->
        crashes--; printf("%d: killed, comes back\n", _pid);
-       forget(_pid); my[_pid].owner = 0; my[_pid].ghosts = false; my[_pid].lives++; my[_pid].phase = AWAY }
-  :: d_step { CALM && crashes > 0 && my[_pid].phase != AWAY && my[_pid].phase != DEAD && alive > 1 ->
-       crashes--; printf("%d: killed\n", _pid); forget(_pid); my[_pid].owner = 0; my[_pid].ghosts = false; my[_pid].phase = DEAD; alive-- }
+#ifdef GROUP
+       if :: my[_pid].leaving -> alive++ :: else -> skip fi;
+#endif
+       bury(_pid); my[_pid].lives++; my[_pid].phase = AWAY }
+  :: d_step { CALM && crashes > 0 && NOTABLE(_pid) && my[_pid].phase != DEAD && alive > 1 ->
+       crashes--; printf("%d: killed\n", _pid);
+#ifdef GROUP
+       if :: my[_pid].leaving -> alive++ :: else -> skip fi;
+#endif
+       bury(_pid); my[_pid].phase = DEAD; alive-- }
   od
 }
 
@@ -708,5 +851,9 @@ active proctype Judge() {
   timeout ->
   assert(decided == 0 || ENDED_AS(DONE) || ENDED_AS(OVER)); /* LIVENESS: what was accepted has ended */
   assert(!ENDED_AS(OVER) || (effect[1] != LIVE && effect[2] != LIVE));
+#ifdef GROUP
+  assert(OWNS(named))                                        /* OWNER: and who is named owns the partition */
+#else
   assert(OWNS(0) || OWNS(1) || OWNS(NI - 1))                 /* OWNER: and somebody owns the partition */
+#endif
 }
