@@ -162,6 +162,7 @@ class Group:
         self._held[partition] = epoch
         self.succession.acquired(partition, epoch, self.now())
         self._tell()
+        asyncio.get_running_loop().call_soon(lambda: self.on_look())  # who waits for it, once the lane is done
 
     def released(self, partition: int) -> None:
         """A lane does not act any more."""
