@@ -327,9 +327,9 @@ class View:
         if not await self.flush():
             raise Unavailable("the view of finished commands cannot be written", retry_after_ms=1000)
 
-    def disown(self, partition: int) -> Unavailable:
-        """What a filler has read contradicts what is here: the view forgets; the error tells the owner."""
-        return self._diverged(partition)
+    def disown(self, partition: int) -> None:
+        """What a filler has read contradicts what is here: the view forgets, and the partition is to be replayed."""
+        self.on_damage(self._diverged(partition))
 
     # ------------------------------------------------------------ putting
 
