@@ -157,6 +157,10 @@ class Pipeline:
         if lane.owner is not None or self.group is not None:
             for command in gone:
                 self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
+        if lane.stopped is not None:  # nothing will come here any more, whoever waits since before a step down included
+            for watched in self.watchers.ids():
+                if partition_of(watched, len(self.lanes)) == lane.partition:
+                    self.watchers.end(watched, Event("error", watched, error=lane.refusal))
         self.schedule()  # a probe that was dropped makes room for another partition's calls
 
     def _catch_up(self, lane: Lane, told: int) -> None:

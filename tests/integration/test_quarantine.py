@@ -437,14 +437,21 @@ async def test_strangers_on_the_topic(grouped: tuple[Daemon, Topic], world: Worl
         assert (await client.post(f"/v1/commands/{hurt}/abort", json={})).json()["state"] == "aborted"
 
 
-async def test_a_partition_that_stops_stops_alone(grouped: tuple[Daemon, Topic]) -> None:
+async def test_a_partition_that_stops_stops_alone(grouped: tuple[Daemon, Topic], world: World) -> None:
     """A record of a newer version under the token in force: that partition's requests are refused at once with the
-    reason, readiness tells, the others go on; so it is after a restart."""
+    reason, whoever waits is told, readiness tells, the others go on; so it is after a restart."""
     daemon, topic = grouped
-    (gone, *_) = ids_of(1, "g", 1)
+    gone, awaited = ids_of(1, "g", 2)
     others = [id for partition in (0, 2) for id in ids_of(partition, "h", 2)]
     async with client_of(daemon) as client:
+        world["stock"].down = True
+        await client.post("/v1/commands", json=order(awaited))
+        waiting = asyncio.create_task(client.get(f"/v1/commands/{awaited}", params={"wait": "25s"}))
+        began = time.monotonic()
         (offset,) = await topic.put(1, forged(77, 1, await topic.token(1), 5, "x"))
+        assert (await waiting).json()["code"] == "corrupt_log"
+        assert time.monotonic() - began < 20
+        world["stock"].down = False
 
         async def refused() -> httpx.Response | None:
             answer = await client.post("/v1/commands", json=order(gone))
