@@ -121,10 +121,15 @@ def _header_parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _reply(reply: Reply, schema_of: dict[str, Any]) -> dict[str, Any]:
-    return {
+    response: dict[str, Any] = {
         "description": reply.doc,
         "content": {media: {"schema": schema_of[str(reply.type)]} for media in reply.media},
     }
+    if reply.headers:
+        response["headers"] = {
+            name: {"description": doc, "schema": {"type": "string"}} for name, doc in reply.headers.items()
+        }
+    return response
 
 
 def _problems(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:

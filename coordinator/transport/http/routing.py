@@ -81,11 +81,15 @@ class Query(Struct, frozen=True, kw_only=True):
 
 
 class Reply(Struct, frozen=True):
-    """One way in which a route answers: its meaning, media types, and the type of a JSON body (or of a line of it)."""
+    """One way in which a route answers: its meaning, media types, and the type of a JSON body (or of a line of it).
+
+    ``headers`` that it may have, with their meaning.
+    """
 
     doc: str
     media: tuple[str, ...] = (JSON,)
     type: Any = None
+    headers: dict[str, str] = {}
 
 
 class Route(Struct, frozen=True, kw_only=True):
