@@ -74,7 +74,7 @@ class Base:
     def check_running(self) -> None:
         """For what is new work."""
         if self.stopping:
-            raise Stopping("this instance is stopping: go elsewhere, or ask again soon", retry_after_ms=1000)
+            raise Stopping("this instance is stopping: go elsewhere, or ask again soon", retry_after_ms=100)
 
     # ------------------------------------------------------------ where is it, and how does it look?
 

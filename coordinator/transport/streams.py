@@ -62,7 +62,7 @@ class Streams:
 
 def stopping() -> Stopping:
     """What a reader is told when this instance stops."""
-    return Stopping("this instance stops; resume from the last position received", retry_after_ms=1000)
+    return Stopping("this instance stops; resume from the last position received", retry_after_ms=100)
 
 
 class EventQueue:

@@ -57,7 +57,7 @@ class Application:
         except asyncio.CancelledError:
             if started or not self.stopping:
                 return
-            problem = Stopping("this instance stops; ask again", retry_after_ms=1000)
+            problem = Stopping("this instance stops; ask again", retry_after_ms=100)
         except Exception:
             if started:  # too late for a problem: uvicorn logs it and cuts the connection
                 raise

@@ -35,6 +35,7 @@ _PATHS = {
     "requeue": ("POST", "/v1/commands/{id}/requeue"),
     "dead_letters": ("GET", "/v1/dead-letters"),
     "quarantine": ("GET", "/v1/quarantine"),
+    "log": ("GET", "/v1/log"),
     "services": ("GET", "/v1/services"),
     "set_breaker": ("POST", "/v1/services/{service}/breaker"),
     "cluster": ("GET", "/v1/cluster"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from coordinator_client.errors import CoordinatorError
+from coordinator_client.errors import ELSEWHERE, CoordinatorError
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
@@ -25,9 +25,10 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 class Backoff:
     """The delays of one call; ``reset`` after progress, so that a long watch starts afresh after each interruption."""
 
-    def __init__(self, policy: RetryPolicy, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, policy: RetryPolicy, chance: Callable[[], float] = random.random, addresses: int = 1) -> None:
         self._policy = policy
         self._chance = chance
+        self._addresses = addresses
         self._attempt = 0
 
     def reset(self) -> None:
@@ -42,5 +43,6 @@ class Backoff:
         delay = min(policy.max_s, policy.first_s * policy.factor ** min(self._attempt, 60))
         delay *= 1 + policy.jitter * (2 * self._chance() - 1)
         self._attempt += 1
-        delay = max(delay, (error.retry_after_ms or 0) / 1000)
+        if self._attempt >= self._addresses or not isinstance(error, ELSEWHERE):
+            delay = max(delay, (error.retry_after_ms or 0) / 1000)  # else another address is tried, which may be well
         return delay if delay < remaining_s else None

@@ -164,6 +164,9 @@ class Client:
     def quarantine(self) -> Records:
         return self._run(self._client.quarantine())
 
+    def log(self) -> Records:
+        return self._run(self._client.log())
+
     def services(self) -> Records:
         return self._run(self._client.services())
 
