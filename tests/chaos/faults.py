@@ -17,6 +17,7 @@ from tests.chaos.stage import Stage
 Hit = Callable[[Stage], Awaitable[Strike]]
 
 TAKEN_S: Final = 12.0
+LONGER_S: Final = 3  # than the group's session a fault lasts that the group shall notice
 CRASH: Final = Target(takeover_p50=1.0, takeover_p99=3.0)
 HANG: Final = Target(takeover_p99=10.0)
 
@@ -56,7 +57,7 @@ async def _hang(stage: Stage) -> Strike:
     strike = stage.strike("hang", await stage.owned_by(victim))
     victim.signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(9)
+        await asyncio.sleep(stage.session_s + LONGER_S)
         await _inherited(stage, strike)
     finally:
         victim.signal(signal.SIGCONT)
@@ -69,7 +70,7 @@ def _cut(name: str, *sides: Side, moves: bool) -> Hit:
         strike = stage.strike(name, await stage.owned_by(victim))
         stage.network.cut(victim.number, *sides)
         try:
-            await asyncio.sleep(10)
+            await asyncio.sleep(stage.session_s + LONGER_S)
             if moves:
                 await _inherited(stage, strike)
         finally:
@@ -140,20 +141,30 @@ FAULTS: Final = {
     fault.name: fault
     for fault in (
         Fault("kill", "kill -9 of the instance that owns most", _kill, CRASH),
-        Fault("hang", "SIGSTOP of it for 9 s, then SIGCONT", _hang, HANG),
+        Fault("hang", "SIGSTOP of it until the group has noticed, then SIGCONT", _hang, HANG),
         Fault("broker killed", "kill -9 of a broker, back after 6 s", _broker_killed),
         Fault("broker paused", "SIGSTOP of a broker for 8 s", _broker_paused),
         Fault(
             "cut: brokers",
-            "no packet to or from the brokers, 10 s",
+            "no packet to or from the brokers for a while",
             _cut("cut: brokers", "brokers", moves=True),
             HANG,
             True,
         ),
         Fault(
-            "cut: peers", "no packet to or from its peers, 10 s", _cut("cut: peers", "peers", moves=False), HANG, True
+            "cut: peers",
+            "no packet to or from its peers for a while",
+            _cut("cut: peers", "peers", moves=False),
+            HANG,
+            True,
         ),
-        Fault("cut: both", "neither, 10 s", _cut("cut: both", "brokers", "peers", moves=True), HANG, True),
+        Fault(
+            "cut: both",
+            "no packet to or from either for a while",
+            _cut("cut: both", "brokers", "peers", moves=True),
+            HANG,
+            True,
+        ),
         Fault("rolling restart", "SIGTERM each in turn", _rolling, Target(handover=0.5)),
         Fault("churn", "kill -9, and a new process at its address at once", _churn, CRASH),
     )

@@ -32,8 +32,11 @@ SETTLED_S: Final = 40.0
 class Stage:
     """See the module; made by `staged`."""
 
-    def __init__(self, directory: Path, brokers: Cluster, network: Network, ports: dict[str, int], seed: int) -> None:
+    def __init__(
+        self, directory: Path, brokers: Cluster, network: Network, ports: dict[str, int], seed: int, session_s: int
+    ) -> None:
         self.directory = directory
+        self.session_s = session_s  # after which the group takes a silent member for dead
         self.brokers = brokers
         self.network = network
         self.clock = time.time() - time.monotonic()
@@ -49,7 +52,7 @@ class Stage:
     def _config(self, topic: str, number: int, ports: dict[str, int]) -> str:
         lines = ["[coordinator]", f'name = "{topic}"', 'slow_retry_interval = "100ms"', 'retry_jitter = "50ms"']
         lines += ['drain_timeout = "10s"', "[log]", 'kind = "kafka"', f'bootstrap = "{self.brokers.bootstrap}"']
-        lines += [f'topic = "{topic}"', f"partitions = {PARTITIONS}"]
+        lines += [f'topic = "{topic}"', f"partitions = {PARTITIONS}", f'session_timeout = "{self.session_s}s"']
         lines += [f'data_dir = "{self.directory / f"daemon-{number}" / "data"}"']
         for name, port in ports.items():
             lines += [f"[services.{name}]", f'url = "http://{self.network.service_host}:{port}"', 'timeout = "3s"']
@@ -128,14 +131,16 @@ def _services(directory: Path, host: str, seed: int) -> subprocess.Popen[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def staged(directory: Path, brokers: Cluster, network: Network, seed: int) -> AsyncIterator[Stage]:
+async def staged(
+    directory: Path, brokers: Cluster, network: Network, seed: int, session_s: int = 6
+) -> AsyncIterator[Stage]:
     """A stage with everything running except the load; whatever happens, no process is left."""
     services = await asyncio.to_thread(_services, directory, network.service_host, seed)
     stage: Stage | None = None
     try:
         assert services.stdout is not None
         ports: dict[str, Any] = json.loads(services.stdout.readline())
-        stage = Stage(directory, brokers, network, ports, seed)
+        stage = Stage(directory, brokers, network, ports, seed, session_s)
         for instance in stage.instances:
             instance.start()
         for instance in stage.instances:
