@@ -28,12 +28,12 @@ OTHER = "none"  # the row of what happened between the faults
 
 
 async def round_of(
-    faults: list[Fault], directory: Path, brokers: Cluster, net: Network, seed: int, workers: int, quiet_s: float
+    faults: list[Fault], directory: Path, brokers: Cluster, net: Network, seed: int, options: argparse.Namespace
 ) -> tuple[list[Row], list[str]]:
     """One round; returns its figures and every broken promise about a command as a sentence."""
-    async with staged(directory, brokers, net, seed) as stage:
-        stage.quiet_s = quiet_s
-        stage.load.start(workers)
+    async with staged(directory, brokers, net, seed, options.session) as stage:
+        stage.quiet_s = options.quiet
+        stage.load.start(options.workers)
         strikes = []
         began = time.monotonic()
         complaint = await stage.settled()
@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="writes the figures there")
     parser.add_argument("--keep", type=Path, help="a directory for logs and ledgers, which are left there")
     parser.add_argument("--quiet", type=float, default=3.5, help="seconds without a move before each fault")
-    parser.add_argument("--workers", type=int, default=24, help="clients without a pause between their commands")
+    parser.add_argument("--session", type=int, default=6, help="seconds after which the group misses a silent member")
+    parser.add_argument("--workers", type=int, default=8, help="clients without a pause between their commands")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which lets everything be taken down
     install()  # from outside: the namespace has no way out
@@ -144,9 +145,7 @@ async def _rounds(
     try:
         for number in range(1_000_000):
             place = directory / f"round-{number}-{int(time.monotonic())}"
-            rows, found = await round_of(
-                faults, place, brokers, net, options.seed + number, options.workers, options.quiet
-            )
+            rows, found = await round_of(faults, place, brokers, net, options.seed + number, options)
             faulty += found
             for row in rows:
                 totals.setdefault(row.fault, Row(fault=row.fault)).add(row)

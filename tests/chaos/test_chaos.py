@@ -21,7 +21,18 @@ async def test_a_killed_a_hung_and_three_drained_instances_lose_and_contradict_n
     How long it takes is judged loosely here, on a machine that does other things meanwhile; `make chaos` is strict.
     """
     report = tmp_path / "report.json"
-    arguments = ["--only", ",".join(FAULTS), "--seed", "4", "--quiet", "1", "--workers", "12", "--json", str(report)]
+    arguments = [
+        "--only",
+        ",".join(FAULTS),
+        "--session",
+        "3",
+        "--quiet",
+        "0.5",
+        "--workers",
+        "6",
+        "--json",
+        str(report),
+    ]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.chaos", *arguments),
         cwd=ROOT,
