@@ -292,6 +292,7 @@ class Snapshotting:
                 "covered": latest.covered,
                 "position": latest.position,
                 "at": timestamp(latest.at),
+                "age": format_duration(max(0, self.lane.pipeline.now() - latest.at) // 1000 * 1000),
                 "confirmed": self.confirmed is not None,
             },
             "earlier_snapshots": len(self.chain),

@@ -45,6 +45,7 @@ VERBS = {
     "quarantine": ("operate", "quarantine", "List the records of the log that cannot be read or applied."),
     "services": ("operate", "services", "Show services and set their breakers."),
     "cluster": ("operate", "cluster", "Show instances, partitions and epochs."),
+    "log": ("operate", "log", "Tell what is kept of the log, and what pins it."),
 }
 
 

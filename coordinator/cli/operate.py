@@ -1,4 +1,4 @@
-"""Verbs about the whole: dead-letters, quarantine, services, cluster."""
+"""Verbs about the whole: dead-letters, quarantine, services, cluster, log."""
 
 from __future__ import annotations
 
@@ -97,3 +97,45 @@ _CLUSTER = {
     "instances": ["instance", "address", "state", "partitions", "commands"],
     "partitions": ["partition", "state", "owner", "address", "epoch", "end", "lag", "since"],
 }
+
+
+@click.group()
+def log() -> None:
+    """What is kept of the log."""
+
+
+@log.command("explain")
+@client_options
+def log_explain(server: str, as_json: bool) -> None:
+    """Tell, of each partition: from where to where its log is, what a take-over would have to read, and what keeps the
+    log from being trimmed further.
+
+    A log is trimmed only where [log] retain says for how long its records are kept, and only at an offset that a
+    confirmed snapshot covers.  Commands that wait for long are in the snapshots, so they never pin it.
+    """
+    with Api(server) as api:
+        answer = api.get("/v1/log")
+    if as_json:
+        print_json(answer)
+        return
+    rows = rows_of(answer)
+    print_rows([_log_row(row) for row in rows], nothing="no partition has an owner that answers")
+    if rows:
+        click.echo()
+    for row in rows:
+        click.echo(f"partition {row['partition']}: {row['why']}.")
+
+
+def _log_row(row: Row) -> Row:
+    """One partition in one line; the reasons follow below the table."""
+    snapshot = row["snapshot"]
+    return {
+        "partition": row["partition"],
+        "owner": row["owner"],
+        "log": f"{row['first']}..{row['end']}",
+        "snapshot": f"below {snapshot['covered']}, {snapshot['age']} ago" if snapshot else "none yet",
+        "replay": f"{row['replay_records']} records, {row['replay_estimate']} of {row['recovery_target']}",
+        "retain": row["retain"] or "everything",
+        "trim to": row["trim_to"],
+        "pinned by": row["pinned_by"],
+    }

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from itertools import chain
 from typing import Any
 
 from coordinator import outcomes
 from coordinator.engine import diagram, views
-from coordinator.errors import InvalidPayload, UnknownCommand
+from coordinator.errors import InvalidPayload, LogUnavailable, UnknownCommand
 from coordinator.front.base import Base, nothing
 from coordinator.front.watching import Join, Later, Waiter
 from coordinator.lane import Lane
+from coordinator.log.base import LogError
 from coordinator.model.command import FINAL, CommandView, State
 from coordinator.model.ids import CommandId, parse_position, partition_of, position
 from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Watcher
@@ -190,6 +191,32 @@ class Queries(Base):
         known = {lane.partition for lane in [*acts, *stopped]}
         return Gathered(items, tuple(each for each in self.incomplete() if each not in known))
 
+    async def log_state(self) -> list[dict[str, Any]]:
+        """See Front; of the partitions that this instance acts for, LogUnavailable where none can be told of."""
+        lanes = self.acting_lanes()
+        told = await asyncio.gather(*(self._log_state(lane) for lane in lanes), return_exceptions=True)
+        rows, faults = [], []
+        for each in told:
+            if isinstance(each, LogError):
+                faults.append(each)
+            elif isinstance(each, BaseException):
+                raise each
+            else:
+                rows.append(each)
+        if not rows:
+            raise LogUnavailable(f"the log does not answer: {faults[0]}", retry_after_ms=1000)
+        return Gathered(rows, without(rows, len(self.pipeline.lanes)))
+
+    async def _log_state(self, lane: Lane) -> dict[str, Any]:
+        within_s = self.pipeline.append_timeout_ms / 1000
+        try:
+            async with asyncio.timeout(within_s):
+                told = await lane.snapshots.explain()
+        except TimeoutError:
+            raise LogError(f"it did not tell its bounds within {within_s:g} s") from None
+        owner = {"owner": self.pipeline.instance, "address": self.pipeline.address}
+        return {"partition": lane.partition, **owner, **told}
+
     # ------------------------------------------------------------ services, instance, definitions
 
     def outcomes(
@@ -271,6 +298,12 @@ class Queries(Base):
             details |= {"code": waiting[0].refusal.code, "why": waiting[0].refusal.detail}
         details["partitions"] = {str(lane.partition): lane.refusal.detail for lane in waiting}
         return not waiting, details
+
+
+def without(rows: Iterable[dict[str, Any]], partitions: int) -> tuple[int, ...]:
+    """The partitions of which no row tells."""
+    told = {row["partition"] for row in rows}
+    return tuple(each for each in range(partitions) if each not in told)
 
 
 # ---------------------------------------------------------------- cursors

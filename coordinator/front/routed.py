@@ -26,6 +26,7 @@ from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwn
 from coordinator.front import CoordinatorFront, gather
 from coordinator.front.base import duration
 from coordinator.front.journey import Journey
+from coordinator.front.queries import without
 from coordinator.front.routes import MOVED, NOBODY_S, Directory, Routes, until_after
 from coordinator.front.streams import Outcomes
 from coordinator.front.watching import Waiter
@@ -234,6 +235,11 @@ class RoutedFront:
         told = {item["partition"] for item in items}
         lacking = (each for each in range(self._partitions) if each not in told and not self.routes.served(each))
         return Gathered(items, tuple(lacking))
+
+    async def log_state(self) -> list[dict[str, Any]]:
+        answers = await self._everywhere("log", {}, self.local.log_state)
+        rows = sorted((row for _, rows in answers for row in rows), key=lambda row: row["partition"])
+        return Gathered(rows, without(rows, self._partitions))
 
     async def _everywhere(
         self, operation: str, params: dict[str, Any], here: Callable[[], Awaitable[T]], kind: type[T] | None = None

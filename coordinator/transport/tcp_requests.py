@@ -79,6 +79,10 @@ async def _quarantine(front: Front, params: Nothing) -> Any:
     return await front.quarantine()
 
 
+async def _log(front: Front, params: Nothing) -> Any:
+    return await front.log_state()
+
+
 async def _services(front: Front, params: Nothing) -> Any:
     return await front.services()
 
@@ -123,6 +127,7 @@ HANDLERS: dict[str, Handler] = {
     "requeue": _requeue,
     "dead_letters": _dead_letters,
     "quarantine": _quarantine,
+    "log": _log,
     "services": _services,
     "set_breaker": _set_breaker,
     "cluster": _cluster,

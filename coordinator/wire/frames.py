@@ -306,6 +306,7 @@ PARAMS: dict[str, type[_Params]] = {
     "outcomes": OutcomesParams,
     "dead_letters": Nothing,
     "quarantine": Nothing,
+    "log": Nothing,
     "services": Nothing,
     "set_breaker": BreakerParams,
     "cluster": Nothing,

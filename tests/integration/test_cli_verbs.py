@@ -96,6 +96,7 @@ ASKING: dict[str, list[str]] = {
     "quarantine": [],
     "services": [],
     "cluster": [],
+    "log": ["explain"],
 }
 OPERATING = ("pause", "resume", "cancel", "abort", "retry", "requeue")
 NO_JSON = ("diagram", "replay")  # Mermaid; JSON lines as they are

@@ -117,6 +117,7 @@ async def test_a_walk_through_the_whole_service(stub: Any, stock: Service) -> No
 
     assert msgspec.json.decode((await stub.DeadLetters(pb.Empty())).json) == []
     assert msgspec.json.decode((await stub.Quarantine(pb.Empty())).json) == []
+    assert msgspec.json.decode((await stub.Log(pb.Empty())).json)[0]["pinned_by"] == "retain"
     assert msgspec.json.decode((await stub.Services(pb.Empty())).json)
     assert (await stub.SetBreaker(pb.SetBreakerRequest(service="stock", state="auto"))).json
     assert msgspec.json.decode((await stub.Cluster(pb.Empty())).json)["partitions"]

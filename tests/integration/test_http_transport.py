@@ -155,6 +155,8 @@ async def test_a_walk_through_the_whole_api(client: httpx.AsyncClient, stock: Se
     assert (await client.get("/v1/outcomes", params={"service": "nope"})).json()["code"] == "unknown_service"
     assert (await client.get("/v1/dead-letters")).json() == []
     assert (await client.get("/v1/quarantine")).json() == []
+    (kept,) = (await client.get("/v1/log")).json()
+    assert (kept["first"], kept["retain"], kept["snapshot"]) == (0, None, None)
     assert (await client.get("/v1/services")).status_code == 200
     for state in ("open", "closed", "auto"):
         assert (await client.post("/v1/services/stock/breaker", json={"state": state})).status_code == 200

@@ -221,6 +221,7 @@ async def test_both_protocols_refuse_alike(daemon: Daemon, scheme: str) -> None:
         assert await client.cluster()
         assert await client.dead_letters() == []
         assert await client.quarantine() == []
+        assert [row["why"] for row in await client.log()] == ["everything is kept: [log] retain is not set"]
 
 
 async def test_no_daemon_is_a_lost_connection_within_the_callers_patience(daemon: Daemon) -> None:

@@ -49,6 +49,7 @@ class Service:
             "Outcomes": server_stream("Outcomes", pb.OutcomesRequest, self.outcomes),
             "DeadLetters": unary("DeadLetters", pb.Empty, self.dead_letters),
             "Quarantine": unary("Quarantine", pb.Empty, self.quarantine),
+            "Log": unary("Log", pb.Empty, self.log),
             "Services": unary("Services", pb.Empty, self.services),
             "SetBreaker": unary("SetBreaker", pb.SetBreakerRequest, self.set_breaker),
             "Cluster": unary("Cluster", pb.Empty, self.cluster),
@@ -169,6 +170,9 @@ class Service:
 
     async def quarantine(self, request: pb.Empty, context: Context) -> pb.Json:
         return _json(await self._front.quarantine())
+
+    async def log(self, request: pb.Empty, context: Context) -> pb.Json:
+        return _json(await self._front.log_state())
 
     async def services(self, request: pb.Empty, context: Context) -> pb.Json:
         return _json(await self._front.services())

@@ -235,6 +235,10 @@ async def quarantine(api: Resources, request: Request) -> Answer:
     return _gathered(await api.front.quarantine())
 
 
+async def log(api: Resources, request: Request) -> Answer:
+    return _gathered(await api.front.log_state())
+
+
 def _gathered(items: list[dict[str, Any]]) -> Answer:
     return json(items, headers=_lacking(items.incomplete) if isinstance(items, Gathered) else None)
 
@@ -325,6 +329,7 @@ _PAGE: Final = """<!doctype html>
 <li><a href="/v1/services">services</a></li>
 <li><a href="/v1/definitions">definitions</a></li>
 <li><a href="/v1/cluster">cluster</a></li>
+<li><a href="/v1/log">log</a></li>
 <li><a href="/healthz">alive</a>, <a href="/readyz">ready</a>, <a href="/metrics">metrics</a></li>
 <li><a href="/openapi.json">the API's description (OpenAPI)</a></li>
 </ul></body></html>
@@ -346,10 +351,12 @@ _WAIT = Query(
 _COMMAND = Reply("The command.", type=CommandView)
 _OBJECT = Reply("A JSON object.", type=dict[str, Any])
 _OBJECTS = Reply("A list of JSON objects.", type=list[dict[str, Any]])
+_INCOMPLETE = {"Coordinator-Incomplete": "Partitions of which something may be missing at present, as in 3,5."}
+_GATHERED = Reply("A list of JSON objects.", type=list[dict[str, Any]], headers=_INCOMPLETE)
 _DRAWING = Reply("Mermaid text; as text/vnd.mermaid to those who ask for it by Accept.", (PLAIN, MERMAID), str)
 _INTAKE = (UnknownType, IdConflict, LimitReached, Suspended, Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
 _DURABLE = (Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
-_READ = (UnknownCommand, Starting, LogUnavailable, LogCorrupt)
+_READ = (UnknownCommand, Starting, NoOwner, LogUnavailable, LogCorrupt)
 
 
 def _control_route(handler: Any, summary: str) -> Route:
@@ -408,8 +415,8 @@ ROUTES: Final = (
             Query(name="limit", kind=Kind.INTEGER, default=50, low=1, high=1000, doc="How many at most."),
             Query(name="cursor", doc="Where to go on: next_cursor of the page before."),
         ),
-        replies={200: Reply("A page.", type=CommandPage)},
-        errors=(Starting,),
+        replies={200: Reply("A page.", type=CommandPage, headers=_INCOMPLETE)},
+        errors=(Starting, NoOwner),
     ),
     Route(
         method="GET",
@@ -485,7 +492,7 @@ ROUTES: Final = (
             Query(name="follow", kind=Kind.FLAG, default=False, doc="Go on with what comes."),
         ),
         replies={200: Reply('Lines; if reading fails half way, the last is {"error": …}.', (NDJSON,), OutcomeItem)},
-        errors=(UnknownService, LimitReached, Starting, Stopping, LogUnavailable, LogCorrupt),
+        errors=(UnknownService, LimitReached, Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt),
     ),
     Route(
         method="GET",
@@ -493,8 +500,8 @@ ROUTES: Final = (
         handler=dead_letters,
         summary="Steps that wait for a person.",
         tag="services",
-        replies={200: _OBJECTS},
-        errors=(Starting,),
+        replies={200: _GATHERED},
+        errors=(Starting, NoOwner),
     ),
     Route(
         method="GET",
@@ -502,8 +509,17 @@ ROUTES: Final = (
         handler=quarantine,
         summary="Records of the log that cannot be read or applied, and what became of their command or partition.",
         tag="services",
-        replies={200: _OBJECTS},
-        errors=(Starting,),
+        replies={200: _GATHERED},
+        errors=(Starting, NoOwner),
+    ),
+    Route(
+        method="GET",
+        path="/v1/log",
+        handler=log,
+        summary="What is kept of each partition's log, what pins it, and how much a take-over would have to read.",
+        tag="cluster",
+        replies={200: _GATHERED},
+        errors=(Starting, NoOwner, LogUnavailable),
     ),
     Route(
         method="GET",
@@ -512,7 +528,7 @@ ROUTES: Final = (
         summary="Services: breakers, calls in flight, delayed steps.",
         tag="services",
         replies={200: _OBJECTS},
-        errors=(Starting,),
+        errors=(Starting, NoOwner),
     ),
     Route(
         method="POST",
@@ -531,7 +547,7 @@ ROUTES: Final = (
         summary="Instances, partitions, epochs.",
         tag="instance",
         replies={200: _OBJECT},
-        errors=(Starting,),
+        errors=(Starting, NoOwner),
     ),
     Route(
         method="GET",
@@ -540,7 +556,7 @@ ROUTES: Final = (
         summary="The registered definitions.",
         tag="definitions",
         replies={200: _OBJECTS},
-        errors=(Starting,),
+        errors=(Starting, NoOwner),
     ),
     Route(
         method="GET",
@@ -549,7 +565,7 @@ ROUTES: Final = (
         summary="The newest version of a definition.",
         tag="definitions",
         replies={200: _OBJECT},
-        errors=(UnknownDefinition, Starting),
+        errors=(UnknownDefinition, Starting, NoOwner),
     ),
     Route(
         method="PUT",
@@ -571,7 +587,7 @@ ROUTES: Final = (
         summary="A definition as it was registered.",
         tag="definitions",
         replies={200: _OBJECT},
-        errors=(UnknownDefinition, Starting),
+        errors=(UnknownDefinition, Starting, NoOwner),
     ),
     Route(
         method="GET",
@@ -580,7 +596,7 @@ ROUTES: Final = (
         summary="A drawing of a definition.",
         tag="definitions",
         replies={200: _DRAWING},
-        errors=(UnknownDefinition, Starting),
+        errors=(UnknownDefinition, Starting, NoOwner),
     ),
     _probe("/healthz", healthz, "Whether the process is alive.", _OBJECT),
     _probe(

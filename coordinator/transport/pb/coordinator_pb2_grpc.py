@@ -99,6 +99,11 @@ class CoordinatorStub:
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
                 response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
                 _registered_method=True)
+        self.Log = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Log',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
         self.Services = channel.unary_unary(
                 '/coordinator.v1.Coordinator/Services',
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
@@ -231,6 +236,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Log(self, request, context):
+        """What is kept of each partition's log, and why: a JSON array.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Services(self, request, context):
         """Breakers, calls in flight, delayed steps: a JSON array.
         """
@@ -345,6 +357,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
             ),
             'Quarantine': grpc.unary_unary_rpc_method_handler(
                     servicer.Quarantine,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
+            ),
+            'Log': grpc.unary_unary_rpc_method_handler(
+                    servicer.Log,
                     request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
                     response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
             ),
@@ -733,6 +750,33 @@ class Coordinator:
             request,
             target,
             '/coordinator.v1.Coordinator/Quarantine',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Log(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Log',
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
             options,
