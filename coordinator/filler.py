@@ -11,7 +11,7 @@ of the log's Snapshots is nearer, from that.  Where the log was trimmed above bo
 that is left; the log is cut only where there is one.
 
 *How much it takes.*  It works in slices of a third of a millisecond and lets the loop go round after each.  While
-commands go through, it takes a tenth of the time; when all is quiet, all of it.
+commands go through, it takes a sixteenth of the time; when all is quiet, all of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from coordinator.wire.codec import header, read
 log = structlog.get_logger(__name__)
 
 SLICE_S: Final = 0.0003
-SHARE: Final = 0.1  # of the loop's time, while there is other work
+SHARE: Final = 0.06  # of the loop's time, while there is other work
 QUIET_S: Final = 0.1  # without other work, after which it takes what it can get
 RETRY_S: Final = 1.0
 FILL_ROWS: Final = 128  # commands in a write: the view's thread holds the interpreter while it encodes them
