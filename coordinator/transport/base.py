@@ -182,8 +182,8 @@ class Front(Protocol):
 
     async def log_state(self) -> list[dict[str, Any]]:
         """What is kept of each partition's log, and why: ``{"partition", "owner", "address", "first", "end",
-        "snapshot", "earlier_snapshots", "replay_records", "replay_estimate", "recovery_target", "retain", "trim_to", "pinned_by",
-        "why"}``; a `Gathered`, which names the partitions whose owner did not answer."""
+        "snapshot", "earlier_snapshots", "replay_records", "replay_estimate", "recovery_target", "retain", "trim_to",
+        "pinned_by", "why"}``; a `Gathered`, which names the partitions whose owner did not answer."""
         ...
 
     async def dead_letters(self) -> list[dict[str, Any]]:
