@@ -10,6 +10,9 @@ nobody waits behind a large state.  It is taken
 - where old records are to be deleted (``retain``), now and then, since the log is cut only where a snapshot was taken;
 - when nothing was appended for an hour: a lock at Kafka's brokers lapses if its holder says nothing for a day;
 - before the partition is handed over, so that the heir has little to read.
+
+It carries receipts of what finished within the dedupe horizon, but no more than `RECEIPTS_MAX`: a partition that ends
+more than that has a shorter horizon, and its metric says so.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import structlog
 from msgspec import Struct
 
 from coordinator import recovery
-from coordinator.admission.receipts import Receipts, merged
+from coordinator.admission.receipts import Receipts, merged, since_for
 from coordinator.engine import snapshots
 from coordinator.engine.views import timestamp
 from coordinator.errors import CoordinatorError
@@ -38,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 RATE_PER_S: Final = 50_000.0  # records folded, until a replay has been measured; a slow machine's
 MEASURED_MIN: Final = 5_000  # records, below which a replay measures nothing
+RECEIPTS_MAX: Final = 500_000  # of a partition: 24 MB, about what it appends between two snapshots under full load
 IDLE_MS: Final = 3_600_000
 HURRY_S: Final = 0.05  # of replay, which a hand-over saves the heir
 TRIM_EVERY_MAX_MS: Final = 600_000
@@ -216,11 +220,16 @@ class Snapshotting:
 
     async def _receipts(self, now: int) -> Iterable[bytes]:
         """Of all commands that finished within the horizon, in the order of their hashes."""
+        pipeline, partition = self.lane.pipeline, self.lane.partition
         since = now - self.settings.dedupe_horizon_ms
-        fresh = bytearray()
-        async for page in self.lane.pipeline.view.receipts(self.lane.partition, since):
-            fresh += page
-        return merged(self.receipts, Receipts(bytes(fresh)), since=since)
+        pages = bytearray()
+        async for page in pipeline.view.receipts(partition, since):
+            pages += page
+        fresh = Receipts(bytes(pages))
+        runs = [fresh] if pipeline.view.filled(partition) else [self.receipts, fresh]
+        since = max(since, *(since_for(len(run), run, RECEIPTS_MAX) for run in runs))
+        pipeline.metrics.horizon(partition, (now - since) / 1000)
+        return merged(*runs, since=since)
 
     def _placed(self, offset: int, part: Snapshot, size: int) -> None:
         """One of our parts is durable."""

@@ -114,6 +114,7 @@ class Metrics(Collector):
         self._snapshot_bytes: dict[int, int] = {}
         self._snapshot_seconds = 0.0
         self.dedupe_horizon_s = 0.0
+        self._horizons: dict[int, float] = {}
         self._traffic: dict[str, Traffic] = {}
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -174,6 +175,15 @@ class Metrics(Collector):
         self._snapshot_bytes[partition] = size
         self._snapshot_seconds += seconds
 
+    def horizon(self, partition: int, seconds: float) -> None:
+        """How far back the receipts of the partition's newest snapshot go."""
+        self._horizons[partition] = seconds
+
+    @property
+    def effective_horizon_s(self) -> float:
+        """For how long after its end an id is surely known, whichever its partition."""
+        return min(self._horizons.values(), default=self.dedupe_horizon_s)
+
     def traffic(self, transport: str, *, sees_connections: bool = True) -> Traffic:
         """What the listener ``http``, ``grpc`` or ``tcp`` counts into."""
         return self._traffic.setdefault(transport, Traffic(sees_connections=sees_connections))
@@ -220,7 +230,7 @@ class Metrics(Collector):
         )
         yield _gauge("snapshot_covered_offset", "Below it nothing is replayed.", ("partition",), self._covered)
         yield _gauge("snapshot_bytes", "Size of the newest snapshot.", ("partition",), self._snapshot_bytes)
-        horizon = {(): self.dedupe_horizon_s}
+        horizon = {(): self.effective_horizon_s}
         yield _gauge("dedupe_horizon_seconds", "For how long after its end an id is surely known.", (), horizon)
         seen = {name: traffic for name, traffic in self._traffic.items() if traffic.sees_connections}
         opened = {name: traffic.opened for name, traffic in seen.items()}
