@@ -295,6 +295,9 @@ class Lane:
             await self._wait_for_view()
             return
         try:
+            first, _ = await pipeline.log.bounds(partition)
+            if receipt.first < first:
+                return  # its beginning is deleted
             found = await recalled(
                 pipeline.log, pipeline.engine, partition, id, receipt, timeout_ms=pipeline.append_timeout_ms
             )

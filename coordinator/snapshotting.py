@@ -221,7 +221,7 @@ class Snapshotting:
     async def _receipts(self, now: int) -> Iterable[bytes]:
         """Of all commands that finished within the horizon, in the order of their hashes."""
         pipeline, partition = self.lane.pipeline, self.lane.partition
-        since = now - self.settings.dedupe_horizon_ms
+        since = now - min(self.settings.dedupe_horizon_ms, self.settings.retain_ms or self.settings.dedupe_horizon_ms)
         pages = bytearray()
         async for page in pipeline.view.receipts(partition, since):
             pages += page
