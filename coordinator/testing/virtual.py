@@ -5,8 +5,9 @@
     no timer either ─▶ `Deadlock`: what is awaited can never come
 
 It is an `asyncio.AbstractEventLoop`, so real code with tasks, timeouts and events runs on it unchanged.  What would
-leave the process (sockets, pipes, signals, threads) is not implemented there, so it cannot happen by accident; a
-function given to an executor runs on the loop itself, a moment later.
+leave the process (pipes, signals, threads) is not implemented there, so it cannot happen by accident; a function given
+to an executor runs on the loop itself, a moment later; connections and listeners are those of a played `Network`, if
+the loop is given one.
 
 A *strand* is what would have an event loop of its own in the world that is played: a process, a machine.  asyncio
 promises the order of callbacks within one loop and nothing between two, so that is what is shuffled: each strand keeps
@@ -19,12 +20,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import warnings
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -54,8 +56,24 @@ class Strand:
         self.ended = False
 
 
+class Network(Protocol):
+    """Where connections go to; ``strand`` is whose they are."""
+
+    def listen(self, strand: Strand, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> Any:
+        """Something like an `asyncio.Server`."""
+        ...
+
+    async def connect(
+        self, strand: Strand, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """As `loop.create_connection`; raises OSError."""
+        ...
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """See the module.  ``random`` alone decides what is open; ``failed`` is told of exceptions that nobody caught."""
+
+    network: Network
 
     def __init__(self, random: Random, failed: Callable[[str, BaseException | None], None] | None = None) -> None:
         self._random = random
@@ -84,6 +102,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def strand(self, name: str) -> Strand:
         return Strand(name)
+
+    @property
+    def current(self) -> Strand:
+        """The strand that is running."""
+        return _STRAND.get(self._main)
 
     def spawn(self, strand: Strand, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         """A task of that strand."""
@@ -184,14 +207,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._main.queue.clear()
         for handle in self._unrun:
             self._push(self._main, handle)
-        with self._running():
+        with self._running(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # coroutines made for tasks that never began
             for _ in range(3):  # a task may refuse its first cancellation, to close what it has opened
                 for task in self._tasks:
                     task.cancel()
                 with contextlib.suppress(Deadlock):
                     for _ in range(_BURIAL_TURNS):
                         self._turn()
-        self._tasks.clear()
+            self._tasks.clear()
         self._closed = True
 
     # ------------------------------------------------------------ what asyncio asks of a loop
@@ -220,6 +244,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Cancelled timers are passed over when their time comes."""
+
+    async def create_server(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
+        return self.network.listen(self.current, factory, host, port)
+
+    async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
+        return await self.network.connect(self.current, factory, host, port)
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

@@ -13,12 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from coordinator.errors import CoordinatorError, NoOwner, UnknownCommand
-from coordinator.front import CoordinatorFront
 from coordinator.model.command import FINAL, CommandView, Operation, State, StepState, Submission
 from coordinator.model.ids import partition_of
 from coordinator.testing.simulator.plan import Order
 from coordinator.testing.simulator.process import Gone, Process
-from coordinator.transport.base import Event, Want
+from coordinator.transport.base import Event, Front, Want
 
 if TYPE_CHECKING:
     from coordinator.testing.simulator.world import World
@@ -58,6 +57,8 @@ class Client:
                 await asyncio.sleep(random.uniform(0, 0.3))
             except CoordinatorError as error:
                 world.note(self.name, "refused", error.code)
+                if world.judge.deleted(self.order.id):
+                    break
                 world.judge.hold(error.retryable, f"{self.name} was refused for good: {error!r}")
                 await asyncio.sleep((error.retry_after_ms or 100) / 1000 * random.uniform(0.5, 1.5))
             else:
@@ -68,16 +69,16 @@ class Client:
                     break
                 await asyncio.sleep(random.uniform(0, 0.5))
 
-    async def _once(self, process: Process, front: CoordinatorFront) -> CommandView:
+    async def _once(self, process: Process, front: Front) -> CommandView:
         """One request, on the daemon's side.  Who was fenced and does not know it yet may not know the command."""
         try:
             return await self._request(process, front)
         except UnknownCommand as error:
-            if process.in_force(partition_of(self.order.id, self.world.plan.partitions)):
+            if self.world.plan.group or process.in_force(partition_of(self.order.id, self.world.plan.partitions)):
                 raise
             raise NoOwner("a zombie answered from the past") from error
 
-    async def _request(self, process: Process, front: CoordinatorFront) -> CommandView:
+    async def _request(self, process: Process, front: Front) -> CommandView:
         """The style says which."""
         id, random, style = self.order.id, self.world.random, self.order.style
         if style == "watches":
@@ -97,7 +98,7 @@ class Client:
         if len(process.engine.reserved) > reserved:
             self.world.judge.admitted(process)
 
-    async def _watch(self, process: Process, front: CoordinatorFront) -> CommandView:
+    async def _watch(self, process: Process, front: Front) -> CommandView:
         """As TCP does it: a watcher that is called, and unwatched when the connection breaks."""
         random, loop = self.world.random, self.world.loop
         end: asyncio.Future[CommandView] = loop.create_future()
@@ -160,7 +161,7 @@ class _look:
         self.id = id
         self.which = which
 
-    async def __call__(self, front: CoordinatorFront) -> None:
+    async def __call__(self, front: Front) -> None:
         questions: list[Awaitable[object]] = []
         match self.which:
             case 0:
@@ -188,7 +189,7 @@ async def _operate(world: World, process: Process, id: str, operation: Operation
     """Asks for an operation; what is granted must be in the log."""
     before = process.name
 
-    async def ask(front: CoordinatorFront) -> CommandView:
+    async def ask(front: Front) -> CommandView:
         return await front.control(id, operation, reason="simulated", by=before, step=step)
 
     view = await process.ask(ask, 3)
@@ -209,7 +210,7 @@ async def repair(world: World) -> None:
         await asyncio.sleep(0.7)
 
 
-async def show(id: str, front: CoordinatorFront) -> CommandView:
+async def show(id: str, front: Front) -> CommandView:
     return await front.get(id)
 
 

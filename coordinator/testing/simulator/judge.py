@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from coordinator.lane import Lane
 from coordinator.model.call import Call
 from coordinator.model.command import CommandView, Operation, State
+from coordinator.model.damaged import Damaged
 from coordinator.model.records import (
     CommandRecord,
     Control,
@@ -30,7 +31,7 @@ from coordinator.model.records import (
 )
 from coordinator.testing.simulator.plan import steps_of
 from coordinator.transport.base import Event
-from coordinator.wire.codec import decode, encode
+from coordinator.wire.codec import encode, read
 
 if TYPE_CHECKING:
     from coordinator.testing.simulator.process import Process
@@ -91,7 +92,9 @@ class Judge:
         self._world = world
         partitions = world.plan.partitions
         self.token: list[bytes] = [b""] * partitions
-        self.log: list[list[tuple[Record, bool]]] = [[] for _ in range(partitions)]  # with whether it is valid
+        self.log: list[list[tuple[Record | Damaged, bool]]] = [
+            [] for _ in range(partitions)
+        ]  # with whether it is valid
         self.folds: dict[str, Fold] = {}
         self.violations: list[str] = []
         self.epochs = 0
@@ -111,7 +114,11 @@ class Judge:
         """A batch is in the log, whoever sent it and whatever becomes of its ack."""
         log = self.log[partition]
         for offset, data in enumerate(records, base):
-            record = decode(data, partition=partition, offset=offset)
+            record = read(data, partition=partition, offset=offset)
+            if isinstance(record, Damaged):
+                log.append((record, False))
+                self._world.note("garbage", partition, offset, data)
+                continue
             if isinstance(record, Epoch):
                 self.token[partition] = record.token
                 self.epochs += 1
@@ -144,7 +151,7 @@ class Judge:
         for offset, record in enumerate(records, base):
             self.acted += 1
             there, valid = log[offset] if offset < len(log) else (None, False)
-            same = there is not None and encode(there) == encode(record)
+            same = there is not None and not isinstance(there, Damaged) and encode(there) == encode(record)
             what = f"{type(record).__name__} at {partition}:{offset}"
             self.hold(same, f"{process.name} acted on a {what} that the log does not have there")
             self.hold(valid or not same, f"{process.name} acted on a {what} that does not count")
@@ -188,6 +195,15 @@ class Judge:
         engine, limit = process.engine, self._world.plan.max_commands
         used = sum(command.holds_slot for command in engine.commands.values()) + len(engine.reserved)
         self.hold(used <= limit, f"{process.name} admitted a command above its limit: {used} of {limit}")
+
+    def drained(self, process: Process, *, in_time: bool) -> None:
+        """An instance says "safe to stop": what it had is another's, if another was there to take it."""
+        group = process.group
+        if group is None or not in_time:
+            return
+        heirs = [each for each in group.succession.candidates() if each in group.succession.told]
+        kept = [lane.partition for lane in process.pipeline.lanes if lane.acting]
+        self.hold(not kept or not heirs, f"{process.name} stopped with partitions {kept}, and {heirs} could take them")
 
     # ------------------------------------------------------------ what clients are told
 
@@ -269,6 +285,13 @@ class Judge:
             self.hold(not left, f"{id} is {state} with live effects {sorted(left)}")
         else:
             self.hold(fold.aborted is False, f"{id} is {state} after an abort")
+
+    def deleted(self, id: str) -> bool:
+        """Whether the command's end is not in the log any more, and so nobody need know of it."""
+        fold = self.folds.get(id)
+        if fold is None or fold.finished is None:
+            return False
+        return fold.records[-1][0] < self._world.storage.first[fold.partition]
 
     def unended(self) -> list[str]:
         """Ids in the log whose commands have not ended."""

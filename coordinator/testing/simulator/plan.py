@@ -12,12 +12,16 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from coordinator.model.call import Request
 from coordinator.saga import App, CommandFailed, Retry, Saga, StepFailed
 
 SERVICES: Final = ("stock", "payments", "shipping")
-FAULTS: Final = ("crash", "pause", "log", "network", "services", "operators", "clock", "view")
+FAULTS: Final = (
+    *("crash", "pause", "log", "network", "services", "operators", "clock", "view"),
+    *("links", "group", "drain", "pointer", "garbage"),
+)
 """Kinds of trouble; a seed has some of them.  Runs that differ reach more than runs with everything always."""
 
 
@@ -35,6 +39,8 @@ class Cut(Struct, frozen=True):
 
 
 WHOLE: Final = Cut()
+
+RETAIN_MS: Final = 20_000  # longer than any client that lost its answer takes to ask again
 
 
 # ---------------------------------------------------------------- commands
@@ -177,6 +183,7 @@ class Plan(Struct, frozen=True):
     """All that is fixed beforehand.  ``rates`` are the odds of each fault where there may be one; 0 where it is off."""
 
     seed: int
+    group: bool  # instances are a group; else each is the other's standby
     instances: int
     partitions: int
     orders: tuple[Order, ...]
@@ -184,6 +191,8 @@ class Plan(Struct, frozen=True):
     faults: frozenset[str]
     max_commands: int
     max_in_flight: int
+    recovery_target_ms: int
+    retain_ms: int
     pace: float  # how long a service takes (s), at most
     rates: dict[str, float]
 
@@ -191,20 +200,41 @@ class Plan(Struct, frozen=True):
 def plan(seed: int, cut: Cut = WHOLE) -> Plan:
     """The plan of a seed, smaller by ``cut``."""
     random = stream(seed, "plan")
-    instances = random.choice((1, 2, 2, 2))
-    partitions = random.choice((1, 1, 2))
+    group = random.random() < 0.7
+    instances = random.choice((2, 2, 3, 3, 4) if group else (1, 2, 2, 2))
+    partitions = random.choice((1, 2, 3, 4) if group else (1, 1, 2))
     until = random.uniform(2, 9)
     faults = frozenset(kind for kind in FAULTS if random.random() < 0.6) - set(cut.without)
     max_commands, max_in_flight = random.choice((2, 4, 50)), random.choice((1, 3, 64))
     count = random.randint(2, 9)
+    recovery_target_ms = random.choice((5_000, 1, 0))
+    retain_ms = RETAIN_MS if random.random() < 0.06 else 0
     pace = random.choice((0.002, 0.1, 0.4))
     rates = {name: odds * random.choice((0.3, 1, 2)) for name, odds in _ODDS.items()}
     rates = {name: odds if name.partition("/")[0] in faults else 0.0 for name, odds in rates.items()}
     numbers = range(count) if cut.commands is None else [each for each in range(count) if each in cut.commands]
     orders = tuple(_order(seed, number, until) for number in numbers)
+    if retain_ms:  # half of the commands come when all that was before is old enough to be deleted
+        later = RETAIN_MS / 1000 + until
+        orders = tuple(replace(each, at=each.at + later) if each.number % 2 else each for each in orders)
+        until += later
     if cut.until is not None:
         until = min(until, cut.until)
-    return Plan(seed, instances, partitions, orders, until, faults, max_commands, max_in_flight, pace, rates)
+    return Plan(
+        seed=seed,
+        group=group,
+        instances=instances,
+        partitions=partitions,
+        orders=orders,
+        until=until,
+        faults=faults,
+        max_commands=max_commands,
+        max_in_flight=max_in_flight,
+        recovery_target_ms=recovery_target_ms,
+        retain_ms=retain_ms,
+        pace=pace,
+        rates=rates,
+    )
 
 
 _ODDS: Final = {
@@ -223,4 +253,11 @@ _ODDS: Final = {
     "operators/second": 0.8,
     "clock/second": 0.05,
     "view/boot": 0.2,  # the view's file is gone
+    "links/write": 0.005,  # of a link between two instances breaking
+    "links/second": 0.06,  # of two machines being cut from each other
+    "group/second": 0.05,  # of a machine being cut off from the group's broker
+    "group/table": 0.1,  # of a member hearing late what was agreed
+    "drain/second": 0.05,  # of an instance being stopped by SIGTERM
+    "pointer/second": 0.1,  # of the pointer to a snapshot being overwritten, or lost
+    "garbage/second": 0.1,  # of a stranger writing into the log
 }

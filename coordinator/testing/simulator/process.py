@@ -1,7 +1,9 @@
-"""One instance of the daemon, as often as it lives: the real Pipeline, Engine, Front and View on a simulated machine.
+"""One instance of the daemon, as often as it lives: all of it that is between its sockets, on a simulated machine.
 
-What is played is only what a process reaches by the network (log, services, clients, its peer's probe) and its clock.
-A life ends by `die`: from that moment nothing it does reaches anybody, and its connections break.
+Real are the pipeline, the engine, the view, the front; in a group also the routing, the links, the listener that serves
+peers, and the drain.  What is played is only what a process reaches by the network (log, services, clients, the group's
+broker) and its clock.  A life ends by `die`, from that moment nothing it does reaches anybody, and its connections
+break; or by `stop`, as SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -9,35 +11,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from coordinator.cluster.base import Member
+from coordinator.cluster.group import Group
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.errors import CoordinatorError
 from coordinator.front import CoordinatorFront
+from coordinator.front.routed import RoutedFront
 from coordinator.lane import Lane
 from coordinator.log.owned import OwnedPartition
+from coordinator.model.command import CommandView, Submission
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import Record
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.pipeline import Pipeline, shown
 from coordinator.server.clock import Clock
 from coordinator.server.metrics import Metrics
-from coordinator.testing.simulator.plan import SERVICES, app
+from coordinator.snapshotting import SnapshotSettings
+from coordinator.testing.simulator.membership import SESSION_S, SimulatedMembership
+from coordinator.testing.simulator.network import SERVES_PEER
+from coordinator.testing.simulator.plan import SERVICES
 from coordinator.testing.simulator.services import Wire
 from coordinator.testing.simulator.storage import DistantLog
 from coordinator.testing.virtual import Strand
+from coordinator.transport.base import Front, Unwatch, Want, Watcher
+from coordinator.transport.tcp import Identity, TcpServer
 from coordinator.view import View
 
 if TYPE_CHECKING:
+    from coordinator.server.transports import Transports
     from coordinator.testing.simulator.world import World
 
 T = TypeVar("T")
 
 APPEND_TIMEOUT_MS = 1_000
+DRAIN_TIMEOUT_MS = 5_000
+PORT = 7070
 _BEGAN_NS = 1_800_000_000_000_000_000  # the date at which every simulation begins
 
 
@@ -77,12 +92,72 @@ class WatchedPipeline(Pipeline):
         super().confirmed(lane, base, records)
 
 
+class _AtOnce:
+    """An executor that has no thread."""
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True) -> None:
+        pass
+
+
 class MortalView(View):
-    """A view that can be left behind by a process that died."""
+    """A view without threads, that can be left behind by a process that died."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._thread = self._aside = _AtOnce()  # type: ignore[assignment]
 
     def abandon(self) -> None:
         self._writer.close()
         self._reader.close()
+
+
+class WatchedFront(RoutedFront):
+    """The real routing; what another instance has forwarded must not come here."""
+
+    process: Process
+
+    def _from_a_client(self) -> None:
+        self.process.world.judge.hold(not SERVES_PEER.get(), f"{self.process.name} would forward what was forwarded")
+
+    def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
+        self._from_a_client()
+        return super().submit(submission, watcher, want)
+
+    def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
+        self._from_a_client()
+        return super().watch(id, watcher, after)
+
+    async def get(self, id: str, wait_ms: int = 0) -> CommandView:
+        self._from_a_client()
+        return await super().get(id, wait_ms)
+
+
+class _Listeners:
+    """What `server.transports.Transports` is to a drain: the listener for peers, and the connections of clients."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def drain(self) -> None:
+        if self._process.server is not None:
+            await self._process.server.drain()
+
+    async def close(self, grace_ms: int) -> None:
+        process = self._process
+        until = process.world.loop.time() + grace_ms / 1000
+        while process.connections and process.world.loop.time() < until:  # noqa: ASYNC110 - in virtual time
+            await asyncio.sleep(0.05)
+        process.hang_up("the instance has stopped")
+        if process.server is not None:
+            await process.server.close(grace_ms)
 
 
 class Process:
@@ -97,8 +172,13 @@ class Process:
         self.random = Random(world.random.random())
         self.tokens: dict[int, bytes] = {}
         self.connections: dict[asyncio.Future[Any], None] = {}  # what clients wait for, in order: a set has none
+        self.group: Group | None = None
+        self.server: TcpServer | None = None
+        self.drained = False
+        self._stop, self._now = asyncio.Event(), asyncio.Event()
+        world.network.joins(self)
         self._build()
-        self.main = world.loop.spawn(self.strand, self.pipeline.run(), self.name)
+        self.main = world.loop.spawn(self.strand, self._live(), self.name)
 
     def new_token(self) -> bytes:
         return self.random.randbytes(TOKEN_BYTES)
@@ -112,7 +192,7 @@ class Process:
             for name in SERVICES
         }
         settings = EngineSettings(max_commands=plan.max_commands, slow_retry_interval_ms=100, retry_jitter_ms=50)
-        registry = Registry(app(), dict.fromkeys(SERVICES, "http"))
+        registry = Registry(world.app, dict.fromkeys(services, "http"))
         self.engine = Engine(settings, services, registry, self.random)
         self.log = DistantLog(world, self)
         self.wire = Wire(world, self)
@@ -127,12 +207,84 @@ class Process:
             clock=Clock(self._wall_ns, lambda: world.loop.now_ns).now,
             random=self.random,
             instance=self.name,
-            address=f"{self.machine.name}:0",
+            address=f"{self.machine.name}:{PORT}",
             append_timeout_ms=APPEND_TIMEOUT_MS,
             probe=self._probe,
+            snapshots=SnapshotSettings(
+                recovery_target_ms=plan.recovery_target_ms,
+                retain_ms=plan.retain_ms,
+                dedupe_horizon_ms=plan.retain_ms or 3_600_000,
+            ),
         )
         self.pipeline.process = self
-        self.front = CoordinatorFront(self.pipeline, registry, name="simulation")
+        self.local = CoordinatorFront(self.pipeline, registry, name="simulation")
+        self.front: Front = self.local
+        if plan.group:
+            self._join()
+
+    def _join(self) -> None:
+        """What `server.app` builds where instances share a log."""
+        world = self.world
+        self.group = group = Group(
+            Member(self.name, f"{self.machine.name}:{PORT}"),
+            world.plan.partitions,
+            name="simulation",
+            now=self.pipeline.now,
+            session_timeout_ms=round(SESSION_S * 1000),
+        )
+        self.pipeline.group = group
+        front = WatchedFront(self.local, group)
+        front.process = self
+        group.on_look = front.look
+        self.front = front
+        self.server = TcpServer(
+            front,
+            host=self.machine.name,
+            port=PORT,
+            identity=Identity(instance=self.name, group="simulation"),
+            clock=lambda: world.loop.now_ns // 1_000_000,
+            cluster=group,
+        )
+
+    # ------------------------------------------------------------ life
+
+    async def _live(self) -> None:
+        """As `server.app` has it."""
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self.pipeline.run())]
+        if self.group is not None:
+            assert self.server is not None
+            await self.server.start()
+            membership = SimulatedMembership(self.world, self, self.group.me, self.group.owned)
+            tasks.append(asyncio.create_task(self.group.run(self.pipeline.lanes, membership)))
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not any(task.done() for task in tasks):
+                await self._drain()
+        finally:
+            for task in (stop, *tasks):
+                task.cancel()
+            results = await asyncio.gather(stop, *tasks, return_exceptions=True)
+            if self.group is not None:
+                await self.group.leave()
+        for result in results[1:]:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _drain(self) -> None:
+        listeners = cast("Transports", _Listeners(self))
+        drain = self.world.drain(self.pipeline, self.local, listeners, self.group, self._now, DRAIN_TIMEOUT_MS)
+        began = self.world.loop.time()
+        await drain.run()
+        in_time = self.world.loop.time() - began < DRAIN_TIMEOUT_MS / 1000
+        self.world.judge.drained(self, in_time=in_time and not self._now.is_set())
+        await self.view.close()
+        self.drained = True
+
+    def stop(self) -> None:
+        """SIGTERM; the second one stops at once."""
+        stopping = self._now if self._stop.is_set() else self._stop
+        self.world.loop.post(self.strand, stopping.set)
 
     def _wall_ns(self) -> int:
         return _BEGAN_NS + self.world.loop.now_ns + self.machine.skew_ns
@@ -167,15 +319,29 @@ class Process:
         self.dead = True
         self.log.crash()
         self.world.loop.end(self.strand)
+        self.world.network.died(self)
+        self.hang_up("the connection broke")
+        if not self.drained:
+            self.world.loop.call_soon(self.view.abandon, context=self.world.strand.context)
+
+    def hang_up(self, why: str) -> None:
+        """Clients that still wait lose their connections."""
         for reply in self.connections:
             if not reply.done():
-                reply.set_exception(Gone("the connection broke"))
+                reply.set_exception(Gone(why))
         self.connections.clear()
-        self.world.loop.call_soon(self.view.abandon, context=self.world.strand.context)
+
+    def exits(self) -> None:
+        """It has drained, and ends by itself."""
+        if not self.dead:
+            self.world.note("exit", self.name)
+            self._end()
+            if not self.machine.gone:
+                self.machine.restart_later()
 
     # ------------------------------------------------------------ clients
 
-    async def ask(self, what: Callable[[CoordinatorFront], Awaitable[T]], patience: float) -> T:
+    async def ask(self, what: Callable[[Front], Awaitable[T]], patience: float) -> T:
         """A client's request over a connection of its own, served on this process's strand.
 
         Raises CoordinatorError as the front does, and Gone: the process died, or did not answer within ``patience``
@@ -200,7 +366,7 @@ class Process:
             reply.cancel()
             world.loop.post(self.strand, serving.cancel)
 
-    async def _serve(self, what: Callable[[CoordinatorFront], Awaitable[T]], reply: asyncio.Future[T]) -> None:
+    async def _serve(self, what: Callable[[Front], Awaitable[T]], reply: asyncio.Future[T]) -> None:
         try:
             result = await what(self.front)
         except CoordinatorError as error:
@@ -230,6 +396,7 @@ class Machine:
         self.skew_ns = 0
         self.lives = 0
         self.gone = False  # for good
+        self.no_group = False  # the way to the group's broker is cut
         self.process: Process | None = None
 
     def boot(self) -> Process:
@@ -248,6 +415,11 @@ class Machine:
         return process
 
     def _ended(self, main: asyncio.Task[None]) -> None:
+        process = self.process
+        assert process is not None
+        if process.main is main and process.drained:
+            process.exits()
+            return
         with contextlib.suppress(asyncio.CancelledError):
             error = main.exception()
             self.world.judge.hold(False, f"{self.name} stopped by itself: {error!r}")
