@@ -76,11 +76,19 @@ class _Contradicted(Exception):
 class _Fold:
     """The fold of what was read so far: it stands at ``offset``, where ``token`` is in force.
 
-    What ended at ``known`` or later is new to the view, in whose history ``expected`` is in force there.
+    What ended at ``known`` or later is new to the view, in whose history ``expected`` is in force there.  ``tokens``
+    are those of all Epochs below ``offset``, where they are known: a record with another one is of another history.
     """
 
     def __init__(
-        self, engine: Engine, partition: int, offset: int, token: bytes | None, known: int, expected: bytes | None
+        self,
+        engine: Engine,
+        partition: int,
+        offset: int,
+        token: bytes | None,
+        known: int,
+        expected: bytes | None,
+        tokens: set[bytes] | None = None,
     ) -> None:
         self.engine = engine
         self.partition = partition
@@ -89,6 +97,7 @@ class _Fold:
         self.epochs: Epochs = []
         self._known = known
         self._expected = expected
+        self._tokens = tokens
         self._validity = Validity(offset, token or None)
 
     @property
@@ -98,18 +107,26 @@ class _Fold:
 
     def take(self, offset: int, data: bytes) -> None:
         """The next record; raises CorruptLog where nobody may go on, and _Contradicted."""
-        if offset == self._known and (self._validity.token or b"") != self._expected:
-            raise _Contradicted
+        if offset == self._known:
+            self.prove(self._expected)
         self.offset = offset + 1
         if _is_snapshot(self.partition, offset, data):
             return
         record: Record | Damaged = read(data, partition=self.partition, offset=offset)
         if not self._validity.admit(offset, record):
-            return
-        if isinstance(record, Epoch):
+            if self._tokens is not None and record.token not in self._tokens:
+                raise _Contradicted
+        elif isinstance(record, Epoch):
             self.epochs.append((offset, record.token))
+            if self._tokens is not None:
+                self._tokens.add(record.token)
         elif not isinstance(record, (Snapshot, Registered)):  # these finish nothing
             self.engine.apply(self.partition, offset, record)
+
+    def prove(self, token: bytes | None) -> None:
+        """Raises _Contradicted if another token is in force here."""
+        if (self._validity.token or b"") != token:
+            raise _Contradicted
 
     def gather(self) -> None:
         """Makes rows of what has ended since the last time."""
@@ -203,7 +220,9 @@ class Filler:
                 return await self._restored(whole, watermark)
         if resume >= first:
             token, expected = view.token_at(partition, resume), view.token_at(partition, watermark)
-            return _Fold(self._scratch(), partition, resume, token, watermark, expected)
+            # The token is the view's own word.  Where the log has all its Epochs, the records can be held against it.
+            tokens = {each for _, each in view.epochs(partition)} if watermark and not first else None
+            return _Fold(self._scratch(), partition, resume, token, watermark, expected, tokens)
         for link in links:
             if link.covered < self.upto and (whole := await self._load(link)) is not None:
                 fold = await self._restored(whole, whole.covered)
@@ -250,6 +269,8 @@ class Filler:
                     fold.gather()
                     await self._pace.pause(perf_counter() - began)
                     done = fold.offset >= self.upto
+                    if done:
+                        fold.prove(view.token_at(partition, self.upto))
                     if done or len(fold.rows) >= FILL_ROWS or fold.offset >= filled + FILL_RECORDS:
                         filled = await self._fill(fold, filled)
                     if done:
