@@ -43,7 +43,7 @@ RATE_PER_S: Final = 50_000.0  # records folded, until a replay has been measured
 MEASURED_MIN: Final = 5_000  # records, below which a replay measures nothing
 RECEIPTS_MAX: Final = 500_000  # of a partition: 24 MB, about what it appends between two snapshots under full load
 IDLE_MS: Final = 3_600_000
-HURRY_S: Final = 0.05  # of replay, which a hand-over saves the heir
+HURRY_RECORDS: Final = 100  # which a hand-over saves the heir from reading
 TRIM_EVERY_MAX_MS: Final = 600_000
 TRIM_EVERY_MIN_MS: Final = 500
 
@@ -139,7 +139,7 @@ class Snapshotting:
 
     def hurry(self) -> None:
         """The partition is about to be handed over: takes one if that saves the heir anything."""
-        if self._task is None and self.tail_records > max(self.rate * HURRY_S, self.state_records):
+        if self._task is None and self.tail_records > max(HURRY_RECORDS, self.state_records / 4):
             self._begin()
 
     def _due(self, now: int) -> bool:

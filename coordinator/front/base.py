@@ -74,7 +74,7 @@ class Base:
     def check_running(self) -> None:
         """For what is new work."""
         if self.stopping:
-            raise Stopping("this instance is stopping: go elsewhere, or ask again soon", retry_after_ms=100)
+            raise stopping()
 
     # ------------------------------------------------------------ where is it, and how does it look?
 
@@ -124,6 +124,11 @@ class Base:
     def unknown_service(self, name: str) -> UnknownService:
         known = ", ".join(sorted(self.engine.services)) or "none"
         return UnknownService(f"no service {name!r}; configured: {known}")
+
+
+def stopping() -> Stopping:
+    """What new work is told by an instance that drains."""
+    return Stopping("this instance is stopping: go elsewhere, or ask again soon", retry_after_ms=100)
 
 
 def acting(lane: Lane) -> Lane:

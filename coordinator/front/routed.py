@@ -24,7 +24,7 @@ import msgspec
 
 from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwner, Starting, UnknownService
 from coordinator.front import CoordinatorFront, gather
-from coordinator.front.base import duration
+from coordinator.front.base import duration, stopping
 from coordinator.front.journey import Journey
 from coordinator.front.queries import without
 from coordinator.front.routes import MOVED, NOBODY_S, Directory, Routes, until_after
@@ -57,12 +57,18 @@ class RoutedFront:
         self.routes = Routes(local, directory)
         self.look = self.routes.look
         self._partitions = len(self.routes.lanes)
+        self.stopping = False  # own clients are sent elsewhere; what peers forward is taken until its partition is gone
+
+    def check_running(self) -> None:
+        """For what is new work."""
+        if self.stopping or self.local.stopping:
+            raise stopping()
 
     # ------------------------------------------------------------ submissions and watches
 
     def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
         """Admits or raises where that is known at once; a refusal by another instance is told as ``error``."""
-        self.local.check_running()
+        self.check_running()
         id = new_command_id() if submission.id is None else command_id(submission.id)
         within = 0 if submission.admit_within is None else duration(submission.admit_within, "$.admit_within") or 0
         partition = partition_of(id, self._partitions)
@@ -310,7 +316,7 @@ class RoutedFront:
         self, name: str, version: int, content: dict[str, Any], by: str, partitions: Collection[int] | None = None
     ) -> bool:
         """The first partition's owner decides whether the content may be registered; then every other's records it."""
-        self.local.check_running()
+        self.check_running()
         wanted = self.local.partitions(partitions)
         first, *rest = wanted
         created = await self._register(first, name, version, content, by)
@@ -379,7 +385,7 @@ class RoutedFront:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Every partition that this instance ought to own acts, and somebody can be asked at all."""
-        if self.local.stopping:
+        if self.stopping:
             return False, {"ready": False, "code": "stopping", "why": "this instance is stopping"}
         lanes = self.routes.lanes
         waiting = [lanes[partition] for partition in self.directory.wanted() if not lanes[partition].acting]

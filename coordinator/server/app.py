@@ -135,7 +135,7 @@ class Daemon:
         )
         group = self._group() if config.log.kind == "kafka" else None
         pipeline.group = group
-        front = local if group is None else _routed(local, group)
+        front: CoordinatorFront | RoutedFront = local if group is None else _routed(local, group)
         self.metrics.status = lambda: status(pipeline, front, self.clock.now())
         transports = Transports(front, config, self.metrics, self.instance, group)
         try:
@@ -144,7 +144,7 @@ class Daemon:
             pipeline.address = transports.advertised
             log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
             self.started.set()
-            return await self._until_stopped(pipeline, local, front, transports, group)
+            return await self._until_stopped(pipeline, front, transports, group)
         finally:
             await transports.close(0)
             await gateway.close()
@@ -176,7 +176,11 @@ class Daemon:
         )
 
     async def _until_stopped(
-        self, pipeline: Pipeline, local: CoordinatorFront, front: Front, transports: Transports, group: Group | None
+        self,
+        pipeline: Pipeline,
+        front: CoordinatorFront | RoutedFront,
+        transports: Transports,
+        group: Group | None,
     ) -> int:
         tasks = [asyncio.create_task(pipeline.run(), name="lanes")]
         if group is not None:
@@ -187,7 +191,7 @@ class Daemon:
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
             if not any(task.done() for task in tasks):
-                drain = Drain(pipeline, local, transports, group, self._now, self.config.coordinator.drain_timeout)
+                drain = Drain(pipeline, front, transports, group, self._now, self.config.coordinator.drain_timeout)
                 await drain.run()
         finally:
             for task in (ready, stop, *tasks):

@@ -1,11 +1,12 @@
 """Stopping without losing anything, and without anybody having to wait for long.
 
-    SIGTERM ─▶ not ready, new work is refused ─▶ no new calls; those under way are answered ─▶ a Snapshot ─▶
+    SIGTERM ─▶ not ready, own clients are refused ─▶ no new calls; those under way are answered ─▶ a Snapshot ─▶
         each partition is handed to a named peer ─▶ clients that still wait are sent there ─▶ "safe to stop" ─▶ exit 0
 
 Where there is a peer, a command under way is not waited for: it goes on there, and only calls under way are, for
-``drain_timeout`` at most; one that is not answered by then is made again by the peer, under the same key.  An instance
-that is alone lets its commands end, for as long.  A second SIGTERM stops at once: the log has everything.
+``drain_timeout`` at most; one that is not answered by then is made again by the peer, under the same key.  What other
+instances forward meanwhile is still taken, and started by whoever is next: so nobody waits but for the hand-over.  An
+instance that is alone lets its commands end, for as long.  A second SIGTERM stops at once: the log has everything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import structlog
 
 from coordinator.cluster.group import Group
 from coordinator.front import CoordinatorFront
+from coordinator.front.routed import RoutedFront
 from coordinator.pipeline import Pipeline
 from coordinator.server.transports import Transports
 
@@ -34,7 +36,7 @@ class Drain:
     def __init__(
         self,
         pipeline: Pipeline,
-        front: CoordinatorFront,
+        front: CoordinatorFront | RoutedFront,
         transports: Transports,
         group: Group | None,
         now: asyncio.Event,
@@ -42,6 +44,7 @@ class Drain:
     ) -> None:
         self.pipeline = pipeline
         self.front = front
+        self.local = front.local if isinstance(front, RoutedFront) else front
         self.transports = transports
         self.group = group
         self.now = now
@@ -51,11 +54,12 @@ class Drain:
         """Returns when the process may be stopped."""
         pipeline, engine = self.pipeline, self.pipeline.engine
         owned = [lane.partition for lane in pipeline.lanes if lane.acting]
-        self.front.stopping = True
+        self.front.stopping = True  # what peers forward is taken until its partition is gone
         log.info("stopping: no new work is taken", under_way=len(engine.commands), partitions=owned)
         await self.transports.drain()
         if self.group is not None:
             await self._hand_over(self.group)
+        self.local.stopping = True
         if engine.shards:
             await self._quiet(lambda: not engine.active())
             engine.freeze()
