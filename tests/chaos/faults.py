@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -49,6 +50,20 @@ async def _churn(stage: Stage) -> Strike:
     victim.kill()
     victim.start()
     await _inherited(stage, strike)
+    return await _healed(stage, strike)
+
+
+async def _kill_two(stage: Stage) -> Strike:
+    """And then the greatest of those that are left, while it may be taking over."""
+    first = await stage.greatest()
+    strike = stage.strike("kill two")
+    first.kill()
+    await asyncio.sleep(random.uniform(0, 1))
+    second = await stage.greatest(but=first)
+    second.kill()
+    await asyncio.sleep(3)
+    first.start()
+    second.start()
     return await _healed(stage, strike)
 
 
@@ -141,6 +156,7 @@ FAULTS: Final = {
     fault.name: fault
     for fault in (
         Fault("kill", "kill -9 of the instance that owns most", _kill, CRASH),
+        Fault("kill two", "kill -9 of it, and of another one within a second", _kill_two),
         Fault("hang", "SIGSTOP of it until the group has noticed, then SIGCONT", _hang, HANG),
         Fault("broker killed", "kill -9 of a broker, back after 6 s", _broker_killed),
         Fault("broker paused", "SIGSTOP of a broker for 8 s", _broker_paused),

@@ -70,9 +70,9 @@ class Stage:
         owners = await self.owners()
         return {partition: epoch for partition, (name, epoch) in owners.items() if instance.is_named(name)}
 
-    async def greatest(self) -> Instance:
-        """The instance that owns most."""
-        owned = [(len(await self.owned_by(each)), -each.number, each) for each in self.instances]
+    async def greatest(self, but: Instance | None = None) -> Instance:
+        """The instance that owns most, of those that are not ``but``."""
+        owned = [(len(await self.owned_by(each)), each.number, each) for each in self.instances if each is not but]
         return max(owned)[2]
 
     async def taken_over(self, taken: dict[int, int], within_s: float) -> None:
