@@ -385,7 +385,7 @@ class RoutedFront:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Every partition that this instance ought to own acts, and somebody can be asked at all."""
-        if self.stopping:
+        if self.stopping or self.local.stopping:
             return False, {"ready": False, "code": "stopping", "why": "this instance is stopping"}
         lanes = self.routes.lanes
         waiting = [lanes[partition] for partition in self.directory.wanted() if not lanes[partition].acting]
