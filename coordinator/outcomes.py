@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from typing import Final
 
@@ -66,7 +66,7 @@ async def stream(
     follow: bool,
     type_of: TypeOf,
     partitions: Collection[int] | None = None,
-) -> AsyncIterator[list[OutcomeItem]]:
+) -> AsyncGenerator[list[OutcomeItem], None]:
     """Batches of the service's Outcomes; ``follow`` goes on with new ones as they become durable (single partition
     order holds within each partition then).  ``partitions``: of these only.
 
