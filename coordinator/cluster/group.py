@@ -125,7 +125,10 @@ class Group:
         self.look()
 
     def _died(self, instance: str) -> None:
-        log.warning("an instance has died", instance=instance)
+        if instance in self.succession.leavers:
+            log.info("an instance has left", instance=instance)
+        else:
+            log.warning("an instance has died", instance=instance)
         self.succession.died(instance)
         self.look()
 

@@ -182,7 +182,8 @@ class Daemon:
         transports: Transports,
         group: Group | None,
     ) -> int:
-        tasks = [asyncio.create_task(pipeline.run(), name="lanes")]
+        lanes = asyncio.create_task(pipeline.run(), name="lanes")
+        tasks = [lanes]
         if group is not None:
             membership = self._membership(group, transports.advertised_tcp)
             tasks.append(asyncio.create_task(group.run(pipeline.lanes, membership), name="group"))
@@ -194,11 +195,14 @@ class Daemon:
                 drain = Drain(pipeline, front, transports, group, self._now, self.config.coordinator.drain_timeout)
                 await drain.run()
         finally:
-            for task in (ready, stop, *tasks):
+            for task in (ready, stop, lanes):
+                task.cancel()
+            await asyncio.wait([ready, stop, lanes])
+            if group is not None:
+                await group.leave()  # while it still runs: the others then need not wait for the session timeout
+            for task in tasks:
                 task.cancel()
             results = await asyncio.gather(ready, stop, *tasks, return_exceptions=True)
-            if group is not None:
-                await group.leave()
         for result in results[2:]:
             _raise_fatal(result)
         return 0
