@@ -73,7 +73,7 @@ class Snapshotting:
         self.lane = lane
         self.settings = settings
         self.rate = RATE_PER_S
-        self.receipts = Receipts()  # that the last snapshot brought: of use until the view has them
+        self.receipts = Receipts()  # that the first snapshot brought: the view may never have what was deleted
         self.latest: Link | None = None
         self.confirmed: Link | None = None  # one that this ownership has seen confirmed
         self._reset(b"")
@@ -221,12 +221,12 @@ class Snapshotting:
     async def _receipts(self, now: int) -> Iterable[bytes]:
         """Of all commands that finished within the horizon, in the order of their hashes."""
         pipeline, partition = self.lane.pipeline, self.lane.partition
-        since = now - min(self.settings.dedupe_horizon_ms, self.settings.retain_ms or self.settings.dedupe_horizon_ms)
+        since = now - self.settings.dedupe_horizon_ms
         pages = bytearray()
         async for page in pipeline.view.receipts(partition, since):
             pages += page
         fresh = Receipts(bytes(pages))
-        runs = [fresh] if pipeline.view.filled(partition) else [self.receipts, fresh]
+        runs = [fresh, self.receipts] if len(self.receipts) else [fresh]
         since = max(since, *(since_for(len(run), run, RECEIPTS_MAX) for run in runs))
         pipeline.metrics.horizon(partition, (now - since) / 1000)
         return merged(*runs, since=since)
@@ -275,7 +275,8 @@ class Snapshotting:
         except (TimeoutError, LogError) as error:
             log.warning("old records could not be deleted", partition=lane.partition, reason=str(error) or "no answer")
             return
-        await lane.pipeline.view.forget_below(lane.partition, self.first)
+        horizon = lane.pipeline.now() - self.settings.dedupe_horizon_ms
+        await lane.pipeline.view.forget_below(lane.partition, self.first, horizon)
         log.info("old records deleted", partition=lane.partition, below=self.first, why=decision.why)
 
     async def _decide(self) -> Trim:

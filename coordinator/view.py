@@ -451,16 +451,20 @@ class View:
                 writer.execute("ROLLBACK")
             raise
 
-    async def forget_below(self, partition: int, offset: int) -> int:
-        """The log was trimmed: drops the commands that ended below ``offset``; returns how many.  A cancel leaves some
-        of them."""
+    async def forget_below(self, partition: int, offset: int, before_ms: int = 1 << 62) -> int:
+        """The log was trimmed: drops the commands that ended below ``offset`` and before ``before_ms``; returns how many.
+
+        A cancel leaves some of them.
+        """
         self._pending = {
-            id: each for id, each in self._pending.items() if each.partition != partition or each.end >= offset
+            id: each
+            for id, each in self._pending.items()
+            if each.partition != partition or each.end >= offset or each.finished_at >= before_ms
         }
         count = 0
         try:
             in_thread = asyncio.get_running_loop().run_in_executor
-            while (gone := await in_thread(self._thread, self._delete_below, partition, offset)) > 0:
+            while (gone := await in_thread(self._thread, self._delete_below, partition, offset, before_ms)) > 0:
                 count += gone
         except sqlite3.Error as error:
             raise self._trouble(error) from error
@@ -468,11 +472,11 @@ class View:
             marks.forget_below(offset)
         return count
 
-    def _delete_below(self, partition: int, offset: int) -> int:
+    def _delete_below(self, partition: int, offset: int, before_ms: int) -> int:
         """Some of them; 0 when none is left, and then the Epochs too."""
-        rows = "SELECT rowid FROM commands WHERE partition=? AND ended<? LIMIT ?"
+        rows = "SELECT rowid FROM commands WHERE partition=? AND ended<? AND finished_at<? LIMIT ?"
         query = f"DELETE FROM commands WHERE rowid IN ({rows})"
-        if gone := self._writer.execute(query, (partition, offset, FORGET_ROWS)).rowcount:
+        if gone := self._writer.execute(query, (partition, offset, before_ms, FORGET_ROWS)).rowcount:
             return gone
         last = "SELECT max(offset) FROM epochs WHERE partition=? AND offset<?"
         query = f"DELETE FROM epochs WHERE partition=? AND offset<({last})"
@@ -565,7 +569,8 @@ class View:
                 while run := await in_thread(self._aside, reading.page, page):
                     yield run
             finally:
-                await asyncio.shield(in_thread(self._aside, reading.close))
+                with contextlib.suppress(RuntimeError):  # the view itself was closed meanwhile
+                    self._aside.submit(reading.close)  # not awaited: who stops half way may be gone
         except sqlite3.Error as error:
             raise self._trouble(error) from error
 

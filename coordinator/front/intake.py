@@ -83,7 +83,11 @@ class Intake(Base):
         return Join(self.pipeline.loop, id, watcher, lambda: self._attach(id, watcher, want))
 
     def _attach(self, id: CommandId, watcher: Watcher, want: Want) -> Unwatch:
-        view = self.view_of(id)
+        try:
+            view = self.view_of(id)
+        except UnknownCommand:
+            text = f"command {id} has ended, and its records are deleted ([log] retain): it is not run again"
+            raise IdConflict(text) from None
         ended = view.state in FINAL
         shown = view if ended or want == "accepted" else None
         watcher(Event("accepted", id, view.position, view.state.value, view=shown, attached=True))
@@ -104,9 +108,9 @@ class Intake(Base):
         return self.engine.submit(request, record, lane.partition, self.pipeline.now())
 
     def _known(self, id: CommandId, lane: Lane) -> bytes | None:
-        """The fingerprint of a finished command of this id: from the view, or, while that is filled, from a receipt."""
+        """The fingerprint of a finished command of this id: from the view, or from a receipt that a former owner left."""
         known = self.view.fingerprint(id)
-        if known is not None or self.view.filled(lane.partition):
+        if known is not None:
             return known
         receipt = lane.snapshots.receipts.find(id)
         return None if receipt is None else receipt.fingerprint
