@@ -1,4 +1,8 @@
-"""The shortcuts that DESIGN lists as shown broken, as they would be written: the simulator must find each of them."""
+"""The shortcuts that DESIGN lists as shown broken, as they would be written: the simulator must find each of them.
+
+Those of one ownership are variants of `OwnedPartition` (`ALL`), which a simulation is given.  The others take a rule
+out of the module that has it (`ELSEWHERE`), for the length of one test.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,26 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
+
+from coordinator import recovery
+from coordinator.cluster.group import Group
+from coordinator.cluster.succession import Succession
+from coordinator.engine import decide
+from coordinator.engine.snapshots import Whole
+from coordinator.front.intake import Intake
+from coordinator.lane import Lane
 from coordinator.log.base import Unknown, Writer
 from coordinator.log.owned import OwnedPartition
-from coordinator.model.records import Epoch, Record
+from coordinator.model.damaged import Damaged
+from coordinator.model.records import Epoch, Link, Record
 from coordinator.ownership.owner import Move, Owner, Phase, _Answer
+from coordinator.ownership.validity import Validity
+from coordinator.recovery import Start, Trim
+from coordinator.server.drain import Drain
+from coordinator.transport.tcp import TcpServer
 
-Records = list[tuple[int, Record]]
+Records = list[tuple[int, Record | Damaged]]
 
 
 class _SkipsTheGap(Owner):
@@ -42,7 +60,7 @@ class TakesUnknownForSuccess(OwnedPartition):
 
 
 class _CountsEverything(Owner):
-    def fold(self, records: Iterable[tuple[int, Record]]) -> Records:
+    def fold(self, records: Iterable[tuple[int, Record | Damaged]]) -> Records:
         found: Records = []
         for offset, record in records:
             found.append((offset, record))
@@ -83,6 +101,29 @@ class ReusesItsToken(OwnedPartition):
     def __init__(self, *arguments: Any, instance: str, token: Callable[[], bytes], **rest: Any) -> None:
         name = instance.partition(".")[0].encode().ljust(8)
         super().__init__(*arguments, instance=instance, token=lambda: name, **rest)
+
+
+class KeepsItsTokenOverARestart(OwnedPartition):
+    """Takes the name of its process's life for a token: a new session goes on under the old one."""
+
+    def __init__(self, *arguments: Any, instance: str, token: Callable[[], bytes], **rest: Any) -> None:
+        name = instance.encode().ljust(8)
+        super().__init__(*arguments, instance=instance, token=lambda: name, **rest)
+
+
+class LetsOneAnswerCoverAnother(OwnedPartition):
+    """Takes the log's next sign that the partition is ours for the ack of a batch in doubt as well."""
+
+    async def append(self, records: Sequence[bytes]) -> int:
+        owner, writer = self._standing()
+        base = owner.verified
+        try:
+            async with asyncio.timeout(self._append_timeout_s / 2):
+                return await writer.append(records)
+        except (Unknown, TimeoutError):
+            if not await self.check():
+                raise
+            return base
 
 
 class ReadsOnlyToTheAssignment(OwnedPartition):
@@ -128,8 +169,127 @@ ALL = (
     ActsBeforeTheAck,
     SkipsTheGapCheck,
     TakesUnknownForSuccess,
+    LetsOneAnswerCoverAnother,
     ReusesItsToken,
+    KeepsItsTokenOverARestart,
     ReadsOnlyToTheAssignment,
     IgnoresTheTokenInForce,
     SendsAgainUnderTheSameToken,
+)
+
+
+# ---------------------------------------------------------------- rules of other modules
+
+Patch = pytest.MonkeyPatch
+
+
+def believes_a_snapshot_at_its_own_position(patch: Patch) -> None:
+    """Reads on behind the snapshot, and not from what it covers."""
+    after = recovery._after
+
+    def wrongly(whole: Whole, partition: int, besides: str = "") -> Start:
+        return after(whole, partition, besides)._replace(offset=whole.position)
+
+    patch.setattr(recovery, "_after", wrongly)
+
+
+def decides_without_knowing_the_token_in_force(patch: Patch) -> None:
+    """Reads on from a snapshot as if no epoch had been in force there."""
+    after = recovery._after
+
+    def wrongly(whole: Whole, partition: int, besides: str = "") -> Start:
+        return after(whole, partition, besides)._replace(token_in_force=None)
+
+    class Guesses(Validity):
+        def __init__(self, start: int = 0, token: bytes | None = None) -> None:
+            super().__init__(0, token)
+
+    patch.setattr(recovery, "_after", wrongly)
+    patch.setattr("coordinator.ownership.owner.Validity", Guesses)
+
+
+def believes_the_pointer(patch: Patch) -> None:
+    """Takes what the pointer says is covered for what the snapshot covers."""
+
+    async def wrongly(log: Any, partition: int, *, timeout_ms: int = 5_000) -> Start:
+        start = await find(log, partition, timeout_ms=timeout_ms)
+        pointer = await log.load_pointer(partition)
+        if start.snapshot is None or pointer is None or pointer.position != start.snapshot.position:
+            return start
+        return start._replace(offset=max(pointer.covered, start.offset))
+
+    find = recovery.find
+    patch.setattr(recovery, "find", wrongly)
+
+
+def trims_above_the_confirmed_snapshot(patch: Patch) -> None:
+    """Deletes whatever is old enough."""
+
+    def wrongly(first: int, chain: Sequence[Link], confirmed: Link | None, retain_offset: int | None) -> Trim:
+        return Trim(retain_offset, "retain", "it is old") if retain_offset else Trim(None, "retain", "it is not")
+
+    patch.setattr(recovery, "trim_point", wrongly)
+
+
+def undoes_with_steps_in_doubt(patch: Patch) -> None:
+    """Undoes what is recorded without asking what became of the steps under way."""
+    patch.setattr(decide, "_resolved", lambda *_: True)
+
+
+def forgets_the_receipts(patch: Patch) -> None:
+    """Knows only the ids that its own view has."""
+    patch.setattr(Intake, "_known", lambda self, name, lane: self.view.fingerprint(name))
+
+
+def says_unknown_without_proof(patch: Patch) -> None:
+    """Denies an id without looking whether the partition is still its own, and read to its end."""
+
+    async def at_once(*_: Any) -> None:
+        return
+
+    patch.setattr(Lane, "proven", at_once)
+    patch.setattr(Lane, "fetch", at_once)
+
+
+def forwards_what_was_forwarded(patch: Patch) -> None:
+    """Serves other instances by the routing, as if they were clients."""
+    made = TcpServer.__init__
+
+    def wrongly(self: TcpServer, front: Any, **rest: Any) -> None:
+        made(self, front, **rest)
+        self.local = front
+
+    patch.setattr(TcpServer, "__init__", wrongly)
+
+
+def leaves_it_to_the_assigned(patch: Patch) -> None:
+    """The heir of a dead instance waits for the group to agree, and the group assigns to who has it."""
+    rightly = Succession.may_acquire
+
+    def wrongly(self: Succession, partition: int, now: int) -> bool:
+        return partition not in self.owners and rightly(self, partition, now)
+
+    patch.setattr(Succession, "may_acquire", wrongly)
+
+
+def drains_without_handing_over(patch: Patch) -> None:
+    """Stops with all its partitions, and leaves it to the others to notice."""
+
+    async def nothing(self: Drain, group: Group) -> None:
+        return
+
+    patch.setattr(Drain, "_hand_over", nothing)
+
+
+ELSEWHERE = (
+    believes_a_snapshot_at_its_own_position,
+    decides_without_knowing_the_token_in_force,
+    believes_the_pointer,
+    trims_above_the_confirmed_snapshot,
+    undoes_with_steps_in_doubt,
+    forgets_the_receipts,
+    says_unknown_without_proof,
+    forwards_what_was_forwarded,
+    leaves_it_to_the_assigned,
+    drains_without_handing_over,
 )

@@ -12,9 +12,8 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from coordinator.errors import CoordinatorError, NoOwner, UnknownCommand
+from coordinator.errors import CoordinatorError
 from coordinator.model.command import FINAL, CommandView, Operation, State, StepState, Submission
-from coordinator.model.ids import partition_of
 from coordinator.testing.simulator.plan import Order
 from coordinator.testing.simulator.process import Gone, Process
 from coordinator.transport.base import Event, Front, Want
@@ -26,12 +25,13 @@ _FOR_EVER = 10_000.0
 
 
 class Client:
-    """One client with one command."""
+    """One client with one command; its twin has the same command, and meets others on its way."""
 
-    def __init__(self, world: World, order: Order) -> None:
+    def __init__(self, world: World, order: Order, *, twin: bool = False) -> None:
         self.world = world
         self.order = order
-        self.name = f"client {order.number}"
+        self.name = f"client {order.number}" + ("'s twin" if twin else "")
+        self.again = order.again
         self.accepted = False
         self.waits_at = "home"  # for the report, should it never come back
 
@@ -43,43 +43,35 @@ class Client:
     async def run(self) -> None:
         """Ends when the client knows its command's end, or has left."""
         world, random = self.world, self.world.random
-        await asyncio.sleep(self.order.at)
-        while not (self.accepted and self.order.style == "leaves"):
+        await asyncio.sleep(self.order.at + (random.random() * 0.1 if random.random() < 0.5 else 0))
+        while not (self.accepted and self.order.style == "leaves") and not world.judge.deleted(self.order.id):
             process = world.any_process()
             if process is None:
                 await asyncio.sleep(0.2)
                 continue
             self.waits_at = process.name
             try:
-                view = await process.ask(partial(self._once, process), random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
-            except Gone as gone:
-                world.note(self.name, "gone", str(gone))
+                view = await process.ask(partial(self._request, process), random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
+            except Gone as lost:
+                world.note(self.name, "gone", str(lost))
                 await asyncio.sleep(random.uniform(0, 0.3))
             except CoordinatorError as error:
                 world.note(self.name, "refused", error.code)
-                if world.judge.deleted(self.order.id):
-                    break
-                world.judge.hold(error.retryable, f"{self.name} was refused for good: {error!r}")
+                gone = world.judge.deleted(self.order.id)
+                world.judge.hold(error.retryable or gone, f"{self.name} was refused for good: {error!r}")
                 await asyncio.sleep((error.retry_after_ms or 100) / 1000 * random.uniform(0.5, 1.5))
             else:
                 self.accepted = True
                 world.judge.answered(self.name, view)
                 world.note(self.name, "got", view.state.value)
                 if view.state in FINAL:
-                    break
+                    if not self.again:
+                        break
+                    self.again -= 1
                 await asyncio.sleep(random.uniform(0, 0.5))
 
-    async def _once(self, process: Process, front: Front) -> CommandView:
-        """One request, on the daemon's side.  Who was fenced and does not know it yet may not know the command."""
-        try:
-            return await self._request(process, front)
-        except UnknownCommand as error:
-            if self.world.plan.group or process.in_force(partition_of(self.order.id, self.world.plan.partitions)):
-                raise
-            raise NoOwner("a zombie answered from the past") from error
-
     async def _request(self, process: Process, front: Front) -> CommandView:
-        """The style says which."""
+        """One request, on the daemon's side; the style says which."""
         id, random, style = self.order.id, self.world.random, self.order.style
         if style == "watches":
             return await self._watch(process, front)
@@ -117,7 +109,7 @@ class Client:
             elif event.kind == "final" and event.view is not None:
                 end.set_result(event.view)
 
-        if self.accepted and random.random() < 0.3:
+        if self.accepted and random.random() < 0.5:
             unwatch = front.watch(self.order.id, watcher)
         else:
             want: Want = random.choice(("final", "events", "events"))

@@ -99,6 +99,8 @@ class Judge:
         self.violations: list[str] = []
         self.epochs = 0
         self.acted = 0
+        self._parts: list[dict[bytes, int]] = [{} for _ in range(partitions)]  # of snapshots, while they come
+        self.covered = [0] * partitions  # below that, a whole snapshot that counts has everything
         self.controls: set[tuple[str, str]] = set()  # asked of a command, and valid; perhaps behind its end
 
     def hold(self, so: bool, otherwise: str) -> None:
@@ -125,8 +127,26 @@ class Judge:
             valid = record.token == self.token[partition]
             log.append((record, valid))
             self._world.note("landed", partition, offset, valid, data)
-            if valid and not isinstance(record, (Epoch, Registered, Snapshot)):
+            if isinstance(record, Snapshot):
+                self._snapshot(partition, record, valid)
+            elif valid and not isinstance(record, (Epoch, Registered)):
                 self._count(partition, offset, record)
+
+    def _snapshot(self, partition: int, part: Snapshot, valid: bool) -> None:
+        parts = self._parts[partition]
+        count = parts.pop(part.snapshot, 0)
+        if not valid or part.part != count:
+            return
+        if part.parts:
+            self.covered[partition] = max(self.covered[partition], part.covered)
+        else:
+            parts[part.snapshot] = count + 1
+
+    def trims(self, process: Process, partition: int, before: int) -> None:
+        """An instance deletes the head of the log: a snapshot must have all of it."""
+        covered = self.covered[partition]
+        told = f"{process.name} deletes partition {partition} below {before}, and a snapshot covers what is below"
+        self.hold(before <= covered, f"{told} {covered}")
 
     def _count(self, partition: int, offset: int, record: CommandRecord) -> None:
         fold = self.folds.get(record.id)
@@ -196,14 +216,11 @@ class Judge:
         used = sum(command.holds_slot for command in engine.commands.values()) + len(engine.reserved)
         self.hold(used <= limit, f"{process.name} admitted a command above its limit: {used} of {limit}")
 
-    def drained(self, process: Process, *, in_time: bool) -> None:
-        """An instance says "safe to stop": what it had is another's, if another was there to take it."""
-        group = process.group
-        if group is None or not in_time:
-            return
-        heirs = [each for each in group.succession.candidates() if each in group.succession.told]
+    def drained(self, process: Process, heirs: set[str]) -> None:
+        """An instance says "safe to stop": what it had is another's, if another was there all the time to take it."""
         kept = [lane.partition for lane in process.pipeline.lanes if lane.acting]
-        self.hold(not kept or not heirs, f"{process.name} stopped with partitions {kept}, and {heirs} could take them")
+        told = f"{process.name} stopped with partitions {kept}, and {sorted(heirs)} could have taken them"
+        self.hold(not kept or not heirs, told)
 
     # ------------------------------------------------------------ what clients are told
 

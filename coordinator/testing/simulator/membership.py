@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from coordinator.testing.simulator.process import Process
     from coordinator.testing.simulator.world import World
 
-SESSION_S: Final = 6.0
+SESSION_S: Final = 3.0  # half of the default: a run is shorter for it
 HEARTBEAT_S: Final = 0.5
-REBALANCE_S: Final = 5.0
-REQUEST_S: Final = 1.5
+REBALANCE_S: Final = SESSION_S - 2 * HEARTBEAT_S
+REQUEST_S: Final = SESSION_S / 4
 NO_AGREEMENT: Final = Assignment(-1, {}, {})
 
 

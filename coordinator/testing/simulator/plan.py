@@ -134,6 +134,8 @@ class Order(Struct, frozen=True):
     at: float
     style: str
     timeout: str | None
+    again: int  # how often it asks once more, when it knows the end
+    twin: bool  # whether somebody else sends the very same
 
     @property
     def payload(self) -> Any:
@@ -154,6 +156,8 @@ def _order(seed: int, number: int, until: float) -> Order:
         random.uniform(0, until * 0.8),
         random.choices(STYLES, (4, 4, 2, 1))[0],
         random.choice((None, None, None, None, "700ms", "4s")),
+        random.choice((0, 0, 1, 3)),
+        random.random() < 0.2,
     )
 
 
@@ -200,15 +204,15 @@ class Plan(Struct, frozen=True):
 def plan(seed: int, cut: Cut = WHOLE) -> Plan:
     """The plan of a seed, smaller by ``cut``."""
     random = stream(seed, "plan")
-    group = random.random() < 0.7
+    group = random.random() < 0.6
     instances = random.choice((2, 2, 3, 3, 4) if group else (1, 2, 2, 2))
     partitions = random.choice((1, 2, 3, 4) if group else (1, 1, 2))
-    until = random.uniform(2, 9)
+    until = random.uniform(1.5, 6)
     faults = frozenset(kind for kind in FAULTS if random.random() < 0.6) - set(cut.without)
     max_commands, max_in_flight = random.choice((2, 4, 50)), random.choice((1, 3, 64))
     count = random.randint(2, 9)
     recovery_target_ms = random.choice((5_000, 1, 0))
-    retain_ms = RETAIN_MS if random.random() < 0.06 else 0
+    retain_ms = RETAIN_MS if random.random() < 0.12 else 0
     pace = random.choice((0.002, 0.1, 0.4))
     rates = {name: odds * random.choice((0.3, 1, 2)) for name, odds in _ODDS.items()}
     rates = {name: odds if name.partition("/")[0] in faults else 0.0 for name, odds in rates.items()}

@@ -175,6 +175,7 @@ class Process:
         self.group: Group | None = None
         self.server: TcpServer | None = None
         self.drained = False
+        self._heirs: set[str] = set()  # who was there all the time to take what this instance, which drains, has
         self._stop, self._now = asyncio.Event(), asyncio.Event()
         world.network.joins(self)
         self._build()
@@ -235,7 +236,7 @@ class Process:
         self.pipeline.group = group
         front = WatchedFront(self.local, group)
         front.process = self
-        group.on_look = front.look
+        group.on_look = self._looked
         self.front = front
         self.server = TcpServer(
             front,
@@ -273,13 +274,27 @@ class Process:
 
     async def _drain(self) -> None:
         listeners = cast("Transports", _Listeners(self))
+        if self.group is not None:
+            self._heirs = self._could_take()
         drain = self.world.drain(self.pipeline, self.local, listeners, self.group, self._now, DRAIN_TIMEOUT_MS)
         began = self.world.loop.time()
         await drain.run()
         in_time = self.world.loop.time() - began < DRAIN_TIMEOUT_MS / 1000
-        self.world.judge.drained(self, in_time=in_time and not self._now.is_set())
+        if in_time and not self._now.is_set():
+            self.world.judge.drained(self, self._heirs)
         await self.view.close()
         self.drained = True
+
+    def _could_take(self) -> set[str]:
+        """Who is there to take what this instance has."""
+        assert self.group is not None
+        succession = self.group.succession
+        return {each for each in succession.candidates() if each in succession.told and each != self.name}
+
+    def _looked(self) -> None:
+        cast("RoutedFront", self.front).look()
+        if self._heirs:
+            self._heirs &= self._could_take()
 
     def stop(self) -> None:
         """SIGTERM; the second one stops at once."""

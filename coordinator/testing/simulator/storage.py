@@ -76,6 +76,8 @@ class DistantLog(MemoryLog):
 
     async def trim(self, partition: int, before: int) -> int:
         await self._travel()
+        self._world.fault("trimmed", self._process.name, partition, before)
+        self._world.judge.trims(self._process, partition, before)
         first = await super().trim(partition, before)
         await self._travel()
         return first

@@ -45,7 +45,7 @@ from coordinator.testing.virtual import Deadlock, VirtualLoop
 HEAL_S: Final = 90.0
 AUDIT_S: Final = 20.0
 _LOOK_S: Final = 0.25
-_CALM_LOOKS: Final = 4
+_CALM_LOOKS: Final = 3
 
 
 class Report(Struct, frozen=True):
@@ -104,6 +104,7 @@ class World:
             home.mkdir()
             self.machines.append(Machine(self, f"m{number}", home))
         self.clients = [Client(self, order) for order in plan.orders]
+        self.clients += [Client(self, order, twin=True) for order in plan.orders if order.twin]
         self._tasks: list[asyncio.Task[None]] = []
         self._calm = 0
 
@@ -328,11 +329,13 @@ class World:
         storage, random = self.storage, self.random
         if self.chance("pointer/second"):
             end = storage.first[partition] + len(storage.records[partition])
-            zombies = Pointer(random.randint(0, end), random.randint(0, end))
-            self.fault("pointer overwritten", partition)
-            storage.pointers[partition] = random.choice((zombies, Pointer(end + 9, end)))
-            if random.random() < 0.3:
-                del storage.pointers[partition]
+            known = storage.pointers.pop(partition, Pointer(end + 9, end))
+            other = random.randint(0, end)
+            zombies = (Pointer(known.position, other), Pointer(other, known.covered), Pointer(other, other), None)
+            pointer = random.choice(zombies)
+            self.fault("pointer lost" if pointer is None else "pointer overwritten", partition)
+            if pointer is not None:
+                storage.pointers[partition] = pointer
         if self.chance("garbage/second"):
             garbage = [random.randbytes(random.randint(0, 40)) for _ in range(random.randint(1, 3))]
             self.fault("garbage", partition)
