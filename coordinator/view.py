@@ -452,9 +452,9 @@ class View:
             raise
 
     async def forget_below(self, partition: int, offset: int, before_ms: int = 1 << 62) -> int:
-        """The log was trimmed: drops the commands that ended below ``offset`` and before ``before_ms``; returns how many.
+        """The log was trimmed: drops the commands that ended below ``offset`` and before ``before_ms``.
 
-        A cancel leaves some of them.
+        Returns how many; a cancel leaves some of them.
         """
         self._pending = {
             id: each

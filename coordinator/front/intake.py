@@ -14,7 +14,15 @@ from msgspec import Raw
 from coordinator.admission.dedupe import attaches
 from coordinator.admission.gate import Decision, Request
 from coordinator.engine.registry import Resolved, fingerprint
-from coordinator.errors import CoordinatorError, InvalidPayload, LimitReached, Suspended, UnknownType
+from coordinator.errors import (
+    CoordinatorError,
+    IdConflict,
+    InvalidPayload,
+    LimitReached,
+    Suspended,
+    UnknownCommand,
+    UnknownType,
+)
 from coordinator.front.base import Base, acting, duration, nothing
 from coordinator.front.patience import Patient
 from coordinator.front.watching import Join, Later, Waiter, second
@@ -108,7 +116,7 @@ class Intake(Base):
         return self.engine.submit(request, record, lane.partition, self.pipeline.now())
 
     def _known(self, id: CommandId, lane: Lane) -> bytes | None:
-        """The fingerprint of a finished command of this id: from the view, or from a receipt that a former owner left."""
+        """The fingerprint of a finished command of this id: from the view, or from a former owner's receipt."""
         known = self.view.fingerprint(id)
         if known is not None:
             return known
