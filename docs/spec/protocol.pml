@@ -552,9 +552,9 @@ inline find_epoch(i) {
 #define HEARS(i)     true
 #endif
 #ifdef HAND_OVER_AT_ONCE
-#define HOLD_OVER(i) true
+#define MAY_PASS(i) true
 #else
-#define HOLD_OVER(i) (my[i].heir == named || my[i].leaving || mistakes > 0)
+#define MAY_PASS(i) (my[i].heir == named || my[i].leaving || mistakes > 0)
 #endif
 #define STAYS(i)     (my[i].phase != DEAD && !my[i].leaving)
 #ifdef EPOCH_MEANS_OWNER
@@ -612,12 +612,12 @@ end_instance:
      here anything may be, which is more.  Two that disagree would play ball until both have heard; the code's `HOLD_MS`
      makes that rare, so here it is a mistake to hand over to one whom the group does not name, but for who leaves. */
   :: d_step { CALM && my[_pid].phase == OWNING && my[_pid].heir < NI && my[_pid].heir != _pid && STAYS(my[_pid].heir) &&
-                HOLD_OVER(_pid) ->
+                MAY_PASS(_pid) ->
        if :: my[_pid].heir != named && !my[_pid].leaving && mistakes > 0 -> mistakes-- :: else -> skip fi;
        printf("%d: lets go, tells %d\n", _pid, my[_pid].heir);
        my[my[_pid].heir].given = true; forget(_pid); my[_pid].phase = AWAY }
   :: d_step { CALM && my[_pid].phase == OWNING && my[_pid].heir < NI && my[_pid].heir != _pid && STAYS(my[_pid].heir) &&
-                HOLD_OVER(_pid) ->
+                MAY_PASS(_pid) ->
        if :: my[_pid].heir != named && !my[_pid].leaving && mistakes > 0 -> mistakes-- :: else -> skip fi;
        printf("%d: lets go, %d is not told\n", _pid, my[_pid].heir);
        forget(_pid); my[_pid].phase = AWAY }
