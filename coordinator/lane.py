@@ -38,7 +38,7 @@ from coordinator.model.ids import CommandId
 from coordinator.model.records import Epoch, Record
 from coordinator.recalling import recalled
 from coordinator.recovery import Start
-from coordinator.replaying import Replay, collector_at_rest
+from coordinator.replaying import Replay, collector_at_rest, reached
 from coordinator.snapshotting import Snapshotting
 from coordinator.wire.codec import encode, read
 
@@ -375,6 +375,8 @@ class Lane:
         pipeline.metrics.appended(self.partition, len(records), pipeline.loop.time() - began, self.end)
         self._heard(asked_at)
         pipeline.confirmed(self, base, records)
+        if self._failure is None:  # all that ended in the batch is in the view
+            reached(pipeline.engine, pipeline.view, self.partition, self.end)
 
     async def _woken(self) -> bool:
         """Waits for something to do; False when it is time for another look at the log."""

@@ -18,6 +18,7 @@ more than that has a shorter horizon, and its metric says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -223,8 +224,9 @@ class Snapshotting:
         pipeline, partition = self.lane.pipeline, self.lane.partition
         since = now - self.settings.dedupe_horizon_ms
         pages = bytearray()
-        async for page in pipeline.view.receipts(partition, since):
-            pages += page
+        async with contextlib.aclosing(pipeline.view.receipts(partition, since)) as reading:
+            async for page in reading:
+                pages += page
         fresh = Receipts(bytes(pages))
         runs = [fresh, self.receipts] if len(self.receipts) else [fresh]
         since = max(since, *(since_for(len(run), run, RECEIPTS_MAX) for run in runs))

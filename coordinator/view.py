@@ -27,7 +27,7 @@ import contextlib
 import heapq
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -550,7 +550,7 @@ class View:
         marks = self._marks.get(partition)
         return marks.token_at(offset) if marks is not None else None
 
-    async def receipts(self, partition: int, since_ms: int = 0, page: int = RECEIPTS_PAGE) -> AsyncIterator[bytes]:
+    async def receipts(self, partition: int, since_ms: int = 0, page: int = RECEIPTS_PAGE) -> AsyncGenerator[bytes, None]:
         """The receipts (`admission.receipts`) of what finished at ``since_ms`` or later, sorted by hash, in pages of
         ``page`` receipts, each page one run of bytes.
 
