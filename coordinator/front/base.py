@@ -40,6 +40,11 @@ class Base:
         self.stopping = False
         self.payload_bytes_max = payload_bytes_max
 
+    @property
+    def dedupe_horizon_ms(self) -> int:
+        """See Front: what the setting, the log's retention and the bound on receipts leave."""
+        return round(self.pipeline.metrics.effective_horizon_s * 1000)
+
     # ------------------------------------------------------------ may this instance answer?
 
     def lane_of(self, id: str) -> Lane:

@@ -64,6 +64,10 @@ class RoutedFront:
         if self.stopping or self.local.stopping:
             raise stopping()
 
+    @property
+    def dedupe_horizon_ms(self) -> int:
+        return self.local.dedupe_horizon_ms
+
     # ------------------------------------------------------------ submissions and watches
 
     def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:

@@ -117,6 +117,11 @@ class Front(Protocol):
     ``wait_ms``: how long to wait for the command's end before answering with the present view.
     """
 
+    @property
+    def dedupe_horizon_ms(self) -> int:
+        """For how long after a command's end its id is surely known: sent again within it, it never runs again."""
+        ...
+
     def submit(self, submission: Submission, watcher: Watcher | None, want: Want = "events") -> tuple[str, Unwatch]:
         """Admits a command or raises at once; returns its id.
 

@@ -29,6 +29,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec.structs import replace
+
 from coordinator.errors import CoordinatorError, Internal, LimitReached, Stopping
 from coordinator.transport.base import Caller, Event, Front, Traffic, Unwatch, caller
 from coordinator.transport.tcp_requests import HANDLERS
@@ -206,9 +208,8 @@ class _Peer(asyncio.Protocol):
         self._settings = server.settings
         self._clock = server.clock
         self._front = server.front
-        self._connection = Connection(
-            server.settings, server.identity, server.clock(), peers=server.cluster is not None
-        )
+        identity = replace(server.identity, dedupe_horizon_ms=server.front.dedupe_horizon_ms)
+        self._connection = Connection(server.settings, identity, server.clock(), peers=server.cluster is not None)
         self._transport: asyncio.Transport
         self._watches: dict[int, Unwatch] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}

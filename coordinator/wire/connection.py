@@ -111,11 +111,13 @@ class TcpSettings(Struct, frozen=True, kw_only=True):
 
 
 class Identity(Struct, frozen=True):
-    """What the server says of itself in its Hello: the program, this instance, the group that shares the log."""
+    """What the server says of itself in its Hello: the program, this instance, the group that shares the log; and for
+    how long after its end a command's id is surely known there."""
 
     name: str = "coordinator"
     instance: str = ""
     group: str = ""
+    dedupe_horizon_ms: int | None = None
 
 
 class Gone(Struct, frozen=True):
@@ -247,6 +249,7 @@ class Connection:
             in_flight_max=self._in_flight_max,
             idle_timeout_ms=settings.idle_timeout_ms,
             ping_interval_ms=settings.ping_interval_ms,
+            dedupe_horizon_ms=identity.dedupe_horizon_ms,
         )
         self._put(Hello(0, MAGIC, version, version, identity.name, options))
         events.append(frame)

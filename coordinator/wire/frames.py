@@ -48,7 +48,8 @@ class HelloOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     From the client: ``token`` (kept for authentication), ``frame_bytes_max`` (the longest frame it reads), ``trace``.
     From another instance that acts as a client: ``peer``, which is its instance id, and its ``group``.
-    From the server: its ``instance`` and ``group``, and the limits that it holds the client to.
+    From the server: its ``instance`` and ``group``, the limits that it holds the client to, and for how long after its
+    end a command's id is surely known (``dedupe_horizon_ms``).
     """
 
     token: str | None = None
@@ -59,6 +60,7 @@ class HelloOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     in_flight_max: int | None = None
     idle_timeout_ms: int | None = None
     ping_interval_ms: int | None = None
+    dedupe_horizon_ms: int | None = None
     peer: str | None = None
 
 

@@ -10,10 +10,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 
+from coordinator.transport.pb import coordinator_pb2 as pb
+from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
 from tests.integration.daemon import Daemon, Service, config, services
 from tests.integration.strangers import TRANSPORTS, Stranger, Told, stranger
 
@@ -174,3 +179,38 @@ async def test_refusals_that_may_be_repeated_say_when(daemon: Daemon, all_three:
     told = [await client.submit(submission(id), WAIT_MS) for client in all_three]
     assert [each.state for each in told] == ["completed"] * 3
     assert [each.attached for each in told] == [False, True, True]
+
+
+async def tcp_hello(daemon: Daemon) -> dict[str, Any]:
+    """The options of the server's Hello."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", daemon.ports["tcp"])
+    hello = msgspec.msgpack.encode([0, 0, "coordinator", 1, 1])
+    writer.write(len(hello).to_bytes(4, "big") + hello)
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    options: dict[str, Any] = msgspec.msgpack.decode(await reader.readexactly(size))[6]
+    writer.close()
+    return options
+
+
+async def test_every_transport_says_for_how_long_an_id_is_known(stock: Service, tmp_path: Path) -> None:
+    """What is deleted with the log is not known any more, so the shorter of two settings counts; as a metric, too."""
+    for dedupe, retain, told_s in (("90m", "0ms", 5400), ("90m", "30m", 1800), ("30m", "7d", 1800)):
+        directory = tmp_path / f"{dedupe}-{retain}"
+        log = f'data_dir = "{directory / "data"}"\nretain = "{retain}"'
+        text = config(directory, {"stock": stock}, engine=f'dedupe_horizon = "{dedupe}"', log=log)
+        daemon = Daemon(directory, text)
+        try:
+            await asyncio.to_thread(daemon.start)
+            async with httpx.AsyncClient(base_url=daemon.http) as client:
+                for _ in range(2):
+                    answer = await client.post("/v1/commands", json=submission("horizon"))
+                    assert answer.headers["coordinator-dedupe-horizon"] == str(told_s)
+                assert f"coordinator_dedupe_horizon_seconds {told_s}.0" in (await client.get("/metrics")).text
+            assert (await tcp_hello(daemon))["dedupe_horizon_ms"] == told_s * 1000
+            async with grpc.aio.insecure_channel(daemon.grpc) as channel:
+                asked = pb.Submission(id="c-2", definition_json=msgspec.json.encode(ORDER), payload_json=b"{}")
+                call = CoordinatorStub(channel).Submit(pb.SubmitRequest(submission=asked))
+                assert ("coordinator-dedupe-horizon", str(told_s)) in [*await call.trailing_metadata()]
+            assert ("no longer than its records" in daemon.text()) == (retain == "30m")
+        finally:
+            daemon.close()

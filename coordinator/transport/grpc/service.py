@@ -63,6 +63,8 @@ class Service:
 
     async def submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitReply:
         submission = messages.submission(request.submission)
+        horizon_s = self._front.dedupe_horizon_ms // 1000
+        context.set_trailing_metadata((("coordinator-dedupe-horizon", str(horizon_s)),))
         view, attached = await self._front.submit_and_wait(submission, self._wait_ms(request.wait_ms, context))
         return pb.SubmitReply(command=messages.command(view), attached=attached)
 

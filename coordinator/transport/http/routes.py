@@ -121,7 +121,10 @@ async def submit(api: Resources, request: Request) -> Answer:
     if key is not None:
         submission = msgspec.structs.replace(submission, id=same_id(submission.id, key))
     view, attached = await api.front.submit_and_wait(submission, api.wait_ms(request))
-    headers = [(b"location", b"/v1/commands/" + quote(view.id, safe="").encode())]
+    headers = [
+        (b"location", b"/v1/commands/" + quote(view.id, safe="").encode()),
+        (b"coordinator-dedupe-horizon", b"%d" % (api.front.dedupe_horizon_ms // 1000)),
+    ]
     if attached:
         headers.append((b"coordinator-attached", b"true"))
     return json(view, HTTPStatus.OK if view.state in FINAL else HTTPStatus.ACCEPTED, headers)
@@ -352,6 +355,11 @@ _COMMAND = Reply("The command.", type=CommandView)
 _OBJECT = Reply("A JSON object.", type=dict[str, Any])
 _OBJECTS = Reply("A list of JSON objects.", type=list[dict[str, Any]])
 _INCOMPLETE = {"Coordinator-Incomplete": "Partitions of which something may be missing at present, as in 3,5."}
+_TAKEN = {
+    "Location": "The command.",
+    "Coordinator-Attached": "true where the id was known already, with the same request.",
+    "Coordinator-Dedupe-Horizon": "Seconds after its end for which the id is surely known, and never runs again.",
+}
 _GATHERED = Reply("A list of JSON objects.", type=list[dict[str, Any]], headers=_INCOMPLETE)
 _DRAWING = Reply("Mermaid text; as text/vnd.mermaid to those who ask for it by Accept.", (PLAIN, MERMAID), str)
 _INTAKE = (UnknownType, IdConflict, LimitReached, Suspended, Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
@@ -397,8 +405,8 @@ ROUTES: Final = (
         headers={"Idempotency-Key": "The command's id, where the body has none."},
         body=Submission,
         replies={
-            200: Reply("The command, which is final.", type=CommandView),
-            202: Reply("The command, which is durable and goes on.", type=CommandView),
+            200: Reply("The command, which is final.", type=CommandView, headers=_TAKEN),
+            202: Reply("The command, which is durable and goes on.", type=CommandView, headers=_TAKEN),
         },
         errors=_INTAKE,
     ),

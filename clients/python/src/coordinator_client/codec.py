@@ -25,6 +25,7 @@ class Limits(Struct, frozen=True, omit_defaults=True):
     in_flight_max: int | None = None
     idle_timeout_ms: int | None = None
     ping_interval_ms: int | None = None
+    dedupe_horizon_ms: int | None = None
 
 
 class Hello(Struct, frozen=True, array_like=True, tag_field="type", tag=0):
