@@ -550,7 +550,9 @@ class View:
         marks = self._marks.get(partition)
         return marks.token_at(offset) if marks is not None else None
 
-    async def receipts(self, partition: int, since_ms: int = 0, page: int = RECEIPTS_PAGE) -> AsyncGenerator[bytes, None]:
+    async def receipts(
+        self, partition: int, since_ms: int = 0, page: int = RECEIPTS_PAGE
+    ) -> AsyncGenerator[bytes, None]:
         """The receipts (`admission.receipts`) of what finished at ``since_ms`` or later, sorted by hash, in pages of
         ``page`` receipts, each page one run of bytes.
 

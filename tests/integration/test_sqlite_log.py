@@ -16,6 +16,7 @@ from coordinator.errors import StartupError
 from coordinator.log.base import LogError, Pointer, Rejected
 from coordinator.log.owned import OwnedPartition, SteppedDown
 from coordinator.log.sqlite import FILE, SqliteLog
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
 from coordinator.model.records import Record, Timer
 from coordinator.wire.codec import encode
@@ -289,7 +290,7 @@ def child(directory: Path, mode: str) -> subprocess.Popen[str]:
 async def ids_of_next_owner(directory: Path) -> list[str]:
     ids: list[str] = []
 
-    def learn(records: list[tuple[int, Record]]) -> None:
+    def learn(records: list[tuple[int, Record | Damaged]]) -> None:
         ids.extend(record.id for _, record in records if isinstance(record, Timer))
 
     log = SqliteLog(directory)
