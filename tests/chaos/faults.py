@@ -21,6 +21,7 @@ TAKEN_S: Final = 12.0
 LONGER_S: Final = 3  # than the group's session a fault lasts that the group shall notice
 CRASH: Final = Target(takeover_p50=1.0, takeover_p99=3.0)
 HANG: Final = Target(takeover_p99=10.0)
+APART: Final = Target(takeover_p99=10.0, may_stay=True)
 
 
 class Fault(Struct, frozen=True):
@@ -171,7 +172,7 @@ FAULTS: Final = {
             "cut: peers",
             "no packet to or from its peers for a while",
             _cut("cut: peers", "peers", moves=False),
-            HANG,
+            APART,
             True,
         ),
         Fault(

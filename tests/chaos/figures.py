@@ -41,11 +41,12 @@ class Strike(Struct, kw_only=True):
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """What was promised, in seconds; None: nothing."""
+    """What was promised, in seconds; None: nothing.  ``may_stay``: perhaps nothing has to be taken over."""
 
     takeover_p50: float | None = None
     takeover_p99: float | None = None
     handover: float | None = None
+    may_stay: bool = False
 
 
 class Row(Struct, kw_only=True):
@@ -76,6 +77,8 @@ class Row(Struct, kw_only=True):
             found.append(f"{self.fault}: {self.lost} lost, {self.contradicted} contradicted")
         if self.errors:
             found.append(f"{self.fault}: {self.errors} errors reached a client")
+        if self.strikes and not self.takeovers and target.takeover_p99 is not None and not target.may_stay:
+            found.append(f"{self.fault}: nothing was seen to be taken over")
         for what, value, bound in (
             ("taking over, p50", percentile(self.takeovers, 50), target.takeover_p50),
             ("taking over, p99", percentile(self.takeovers, 99), target.takeover_p99),

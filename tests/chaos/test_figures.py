@@ -78,6 +78,13 @@ def test_every_broken_target_is_a_sentence() -> None:
     assert Row(fault="kill", takeovers=[0.5], gaps=[9.0]).broken(Target(takeover_p50=1.0)) == []
 
 
+def test_a_fault_without_a_measure_is_no_success() -> None:
+    """Where something had to be taken over and nothing was seen to be, that is told."""
+    row = Row(fault="kill", strikes=1)
+    assert row.broken(Target(takeover_p99=3.0)) == ["kill: nothing was seen to be taken over"]
+    assert row.broken(Target(takeover_p99=3.0, may_stay=True)) == []
+
+
 def test_rows_add_up_and_are_shown() -> None:
     """The rows of several rounds become one line."""
     row = Row(fault="kill", strikes=1, commands=5, takeovers=[0.25])
