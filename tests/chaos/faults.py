@@ -80,14 +80,16 @@ async def _hang(stage: Stage) -> Strike:
     return await _healed(stage, strike)
 
 
-def _cut(name: str, *sides: Side, moves: bool) -> Hit:
+def _cut(*sides: Side) -> Hit:
+    """Who is cut off from the brokers must be replaced; from its peers alone, it need not be."""
+
     async def hit(stage: Stage) -> Strike:
         victim = await stage.greatest()
-        strike = stage.strike(name, await stage.owned_by(victim))
+        strike = stage.strike(f"cut: {'both' if len(sides) == 2 else sides[0]}", await stage.owned_by(victim))
         stage.network.cut(victim.number, *sides)
         try:
             await asyncio.sleep(stage.session_s + LONGER_S)
-            if moves:
+            if "brokers" in sides:
                 await _inherited(stage, strike)
         finally:
             stage.network.join(victim.number, *sides)
@@ -161,27 +163,9 @@ FAULTS: Final = {
         Fault("hang", "SIGSTOP of it until the group has noticed, then SIGCONT", _hang, HANG),
         Fault("broker killed", "kill -9 of a broker, back after 6 s", _broker_killed),
         Fault("broker paused", "SIGSTOP of a broker for 8 s", _broker_paused),
-        Fault(
-            "cut: brokers",
-            "no packet to or from the brokers for a while",
-            _cut("cut: brokers", "brokers", moves=True),
-            HANG,
-            True,
-        ),
-        Fault(
-            "cut: peers",
-            "no packet to or from its peers for a while",
-            _cut("cut: peers", "peers", moves=False),
-            APART,
-            True,
-        ),
-        Fault(
-            "cut: both",
-            "no packet to or from either for a while",
-            _cut("cut: both", "brokers", "peers", moves=True),
-            HANG,
-            True,
-        ),
+        Fault("cut: brokers", "no packet to or from the brokers for a while", _cut("brokers"), HANG, cuts=True),
+        Fault("cut: peers", "no packet to or from its peers for a while", _cut("peers"), APART, cuts=True),
+        Fault("cut: both", "neither for a while", _cut("brokers", "peers"), HANG, cuts=True),
         Fault("rolling restart", "SIGTERM each in turn", _rolling, Target(handover=0.5)),
         Fault("churn", "kill -9, and a new process at its address at once", _churn, CRASH),
     )
