@@ -7,9 +7,11 @@ is there so that a partition is soon owned by somebody, by one, and seldom chang
 What is heard, best last:
 
 - the group's agreement: who is a member, whom each partition is *assigned* to;
-- a link that died: the process behind it is gone, seconds before the group notices.  Refuted by a sign of life;
+- a link that died: the process behind it is gone, seconds before the group notices.  Refuted by a sign of life.  An
+  Epoch in the log is one, but may have been on its way when its process was killed: who was dead and does not speak
+  soon is dead again, once;
 - what living peers tell that they act for (with its epoch), are acquiring (`ACQUIRING`), and whether they are leaving;
-- the log: somebody's Epoch fenced us.  An Epoch is a sign of life as well.
+- the log: somebody's Epoch fenced us.
 
 The *heir* of a partition is the member that it is assigned to, or, while that one is dead or leaving, the rendezvous
 winner among those that live.  Everybody who has heard the same comes to the same heir.
@@ -65,6 +67,9 @@ class Succession:
         self.told: dict[str, Held] = {}  # what each peer has told last
         self.dead: set[str] = set()
         self.leavers: set[str] = set()
+        self._refuted: dict[
+            str, int | None
+        ] = {}  # dead, until an Epoch of theirs came; since when, None: it is settled
         self.given: dict[int, int] = {}  # partitions offered to us, with the epoch that ends
         self._member_since: dict[str, int] = {}
         self._heir_since: dict[int, tuple[str | None, int]] = {}
@@ -85,6 +90,7 @@ class Succession:
 
     def died(self, instance: str) -> None:
         """The link to it broke and nobody answers at its address."""
+        self._refuted.pop(instance, None)
         self.dead.add(instance)
         self.told.pop(instance, None)
 
@@ -94,6 +100,7 @@ class Succession:
     def heard(self, instance: str, held: Held, *, leaving: bool, now: int) -> None:
         """A peer tells what it acts for."""
         self.dead.discard(instance)
+        self._refuted.pop(instance, None)
         self.told[instance] = held
         if leaving:
             self.leavers.add(instance)
@@ -107,20 +114,25 @@ class Succession:
 
     def fenced(self, partition: int, instance: str, epoch: int, now: int) -> None:
         """The log has another's Epoch behind ours, whose number was ``epoch``."""
-        self.dead.discard(instance)
+        if instance in self.dead:
+            self.dead.discard(instance)
+            self._refuted.setdefault(instance, now)
         known = self.owners.get(partition)
         if known is None or known.epoch <= epoch:
             self.owners[partition] = Owner(instance, epoch + 1, now, by_log=True)
 
     def offered(self, partition: int, epoch: int) -> bool:
-        """Its owner has let go and wants us to acquire it; False if we will not."""
-        if self.leaving:
+        """Its owner has let go and wants us to acquire it; False if we will not, or if the offer is an old one."""
+        known = self.owners.get(partition)
+        if self.leaving or (known is not None and known.epoch > epoch):
             return False
         self.given[partition] = epoch
         return True
 
     def _owned(self, partition: int, instance: str, epoch: int, now: int) -> None:
         known = self.owners.get(partition)
+        if epoch > ACQUIRING and epoch > self.given.get(partition, epoch):
+            del self.given[partition]  # somebody else has taken it
         if epoch > ACQUIRING and (known is None or epoch >= known.epoch):
             self.owners[partition] = Owner(instance, epoch, now)
 
@@ -151,6 +163,7 @@ class Succession:
         """Whether we, who do not own the partition, should acquire it now."""
         if self.leaving or not self.member:
             return False
+        self._settle_deaths(now)
         since = self._inherits_since(partition, now)
         if partition in self.given:
             return True
@@ -177,6 +190,13 @@ class Succession:
         if heir is None or heir == self.me or heir not in self.told:  # not heard: it could not be told to take it
             return None
         return heir if self.leaving or now - acquired_at >= HOLD_MS else None
+
+    def _settle_deaths(self, now: int) -> None:
+        """Who was dead, and has not spoken since an Epoch of his came, is dead after all."""
+        for instance, since in self._refuted.items():
+            if since is not None and now - since >= SETTLING_MS:
+                self._refuted[instance] = None
+                self.dead.add(instance)
 
     def _inherits_since(self, partition: int, now: int) -> int | None:
         """Since when we have been the heir; None if we are not."""

@@ -82,6 +82,50 @@ def test_an_epoch_in_the_log_refutes_a_death() -> None:
     succession.died("a")
     succession.fenced(0, "a", 9, 0)
     assert succession.heir(0) == "a"
+    succession.heard("a", {0: 10}, leaving=False, now=100)
+    assert not succession.may_acquire(0, SETTLING_MS)
+    assert succession.heir(0) == "a"
+
+
+def test_a_late_epoch_of_a_killed_process_does_not_bring_it_back_to_life() -> None:
+    """It was on its way when the process died: nobody speaks, so the heir need not wait for the group."""
+    succession = Succession(Member("b", "b:1"), 1)
+    succession.agreed(agreement("a", members=("a", "b")), 0)
+    succession.heard("a", {0: 7}, leaving=False, now=0)
+    succession.died("a")
+    succession.acquired(0, 8, 0)
+    succession.fenced(0, "a", 8, 0)
+    assert not succession.may_acquire(0, 0)
+    assert succession.may_acquire(0, SETTLING_MS)
+
+
+def test_who_fences_us_again_lives_although_nobody_hears_it() -> None:
+    """A cut between us and not between it and the log: we do not fence each other for ever."""
+    succession = instance("b", "a")
+    all_heard(succession)
+    succession.died("a")
+    succession.fenced(0, "a", 9, 0)
+    succession.may_acquire(0, SETTLING_MS)
+    assert "a" in succession.dead
+    succession.fenced(0, "a", 11, 2 * SETTLING_MS)
+    succession.may_acquire(0, 10 * SETTLING_MS)
+    assert succession.heir(0) == "a"
+
+
+def test_an_old_offer_is_not_taken() -> None:
+    """It was late: the partition has been ours, or another's, since."""
+    succession = instance("b", "c")
+    all_heard(succession)
+    succession.acquired(0, 7, 0)
+    assert not succession.offered(0, 5)
+
+
+def test_an_offer_is_over_when_another_has_taken_the_partition() -> None:
+    succession = instance("b", "c")
+    all_heard(succession)
+    assert succession.offered(0, 7)
+    succession.heard("c", {0: 9}, leaving=False, now=0)
+    assert not succession.may_acquire(0, 0)
 
 
 def test_a_living_owners_partition_is_waited_for_until_it_is_offered() -> None:
