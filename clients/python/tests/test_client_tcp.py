@@ -11,6 +11,7 @@ from coordinator_client import (
     ConnectionLost,
     IdConflict,
     IllegalState,
+    LogUnavailable,
     RetryPolicy,
     Stopping,
     Suspended,
@@ -256,6 +257,62 @@ async def test_an_instance_that_stops_is_left_for_another(tcp: Any, other_tcp: A
         assert (await client.submit("T", wait=5)).ok
 
 
+@pytest.mark.parametrize("code", ["starting", "no_owner", "log_unavailable"])
+async def test_what_one_instance_cannot_do_another_may(
+    tcp: Any, other_tcp: Any, view: dict[str, Any], code: str
+) -> None:
+    """At once, with the same id, whatever delay the first one named; the addresses may come in one text."""
+    ids: list[str] = []
+
+    async def refuses(peer: Any) -> None:
+        await peer.greet()
+        seq, submission = await peer.submitted()
+        ids.append(submission["id"])
+        peer.send(error(seq, code, True, 60_000))
+
+    async def accepts(peer: Any) -> None:
+        await peer.greet()
+        seq, submission = await peer.submitted()
+        ids.append(submission["id"])
+        peer.send(final(seq, submission["id"], view))
+
+    tcp.play(refuses)
+    other_tcp.play(accepts)
+    async with AsyncClient(f"{tcp.url}, 127.0.0.1:{other_tcp.port}", retry=QUICK) as client:
+        assert (await client.submit("T", wait=5)).ok
+    assert ids[0] == ids[1]
+
+
+async def test_an_instance_that_goes_away_is_left_while_it_still_answers(
+    tcp: Any, other_tcp: Any, view: dict[str, Any]
+) -> None:
+    """GoAway: what is open there is waited for, what is new goes to another address."""
+    told, went = asyncio.Event(), asyncio.Event()
+
+    async def drains(peer: Any) -> None:
+        await peer.greet()
+        seq, submission = await peer.submitted()
+        peer.send([13, 0, "stopping", None], [11, 1])
+        assert await peer.read() == [12, 1]
+        told.set()
+        await went.wait()
+        peer.send(final(seq, submission["id"], view | {"result": "old"}))
+
+    async def takes(peer: Any) -> None:
+        await peer.greet()
+        seq, submission = await peer.submitted()
+        peer.send(final(seq, submission["id"], view | {"result": "new"}))
+        went.set()
+
+    tcp.play(drains)
+    other_tcp.play(takes)
+    async with AsyncClient([tcp.url, other_tcp.url], retry=QUICK) as client:
+        first = asyncio.create_task(client.submit("T", wait=5))
+        await told.wait()
+        assert (await client.submit("T", wait=5)).result == "new"
+        assert (await first).result == "old"
+
+
 async def test_a_command_that_does_not_end_in_time_comes_back_as_it_is(tcp: Any, view: dict[str, Any]) -> None:
     """After `wait` the server is told to forget the call, and the present view is fetched: no error, not final."""
 
@@ -408,6 +465,21 @@ async def test_a_control_whose_answer_was_lost_is_not_repeated(tcp: Any) -> None
     async with AsyncClient(tcp.url, retry=QUICK) as client:
         with pytest.raises(ConnectionLost) as caught:
             await client.cancel("c-1", reason="changed my mind")
+    assert caught.value.command_id == "c-1"
+
+
+async def test_a_control_that_may_have_been_recorded_is_not_repeated(tcp: Any, other_tcp: Any) -> None:
+    """`in_doubt`: the owner was lost before it confirmed; another instance would do it a second time."""
+
+    async def script(peer: Any) -> None:
+        await peer.greet()
+        _, seq, *_ = await peer.read()
+        peer.send(error(seq, "log_unavailable", True, 1, in_doubt=True))
+
+    tcp.play(script)
+    async with AsyncClient([tcp.url, other_tcp.url], retry=QUICK) as client:
+        with pytest.raises(LogUnavailable) as caught:
+            await client.requeue("c-1", "charge")
     assert caught.value.command_id == "c-1"
 
 

@@ -4,8 +4,9 @@ What makes that safe is the id: it is made here, before the first attempt, so an
 one after it are the same command to the server.  What ends it is patience, never a number of attempts: a coordinator
 that restarts or waits for a broken service is away for seconds, and a caller says best how many are too many.
 
-Errors that another address may not have (lost connection, stopping, no owner) move the client on to the next one; there
-it stays until that one fails.
+Errors that another address may not have (a lost connection; starting, stopping; no owner, or no log, to be seen from
+there) move the client on to the next one, and so does a server that says it goes away; there it stays until that one
+fails.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ def new_command_id() -> str:
 class AsyncClient:
     """A client of one coordinator, or of a group of instances that share a log.
 
-    ``url`` is one address or several, all of one group: ``tcp://host:port``, ``tcps://`` (TLS), ``http://``,
-    ``https://``. Nothing is connected before the first call. ``connections`` is the number of pipelined TCP connections
-    an address (HTTP keeps a pool of up to 64). ``deadline`` is the default patience of every call: how long retryable
-    errors are retried. Durations are seconds, text such as ``"1.5s"``, or a timedelta.
+    ``url`` is one address or several, all of one group, as a list or with commas: ``tcp://host:port``, ``tcps://``
+    (TLS), ``http://``, ``https://``. Nothing is connected before the first call. ``connections`` is the number of
+    pipelined TCP connections an address (HTTP keeps a pool of up to 64). ``deadline`` is the default patience of every
+    call: how long retryable errors are retried. Durations are seconds, text such as ``"1.5s"``, or a timedelta.
 
     All methods raise CoordinatorError (see `coordinator_client.errors`), ValueError for arguments that make no sense,
     and are safe to cancel: a command that was submitted runs on, a cancel only stops the waiting. Use from one event
@@ -69,7 +70,7 @@ class AsyncClient:
         ssl: ssl_module.SSLContext | None = None,
         token: str | None = None,
     ) -> None:
-        urls = [url] if isinstance(url, str) else list(url)
+        urls = _addresses(url) if isinstance(url, str) else list(url)
         if not urls:
             raise ValueError("at least one address is needed")
         self._make = [_maker(one, connections, ssl, token) for one in urls]
@@ -426,7 +427,8 @@ class AsyncClient:
                 last.command_id = id
                 raise last from None
             except CoordinatorError as error:
-                if once and isinstance(error, ConnectionLost) and error.sent:
+                in_doubt = error.extra.get("in_doubt") or (isinstance(error, ConnectionLost) and error.sent)
+                if once and in_doubt:
                     error.command_id = id
                     raise
                 last = error
@@ -446,12 +448,26 @@ class AsyncClient:
     def _endpoint(self) -> Endpoint:
         if not self._endpoints:
             self._endpoints = [make() for make in self._make]  # within the loop that will use them
+        for _ in self._endpoints:
+            endpoint = self._endpoints[self._current % len(self._endpoints)]
+            if not endpoint.leaving:
+                return endpoint
+            self._current += 1
         return self._endpoints[self._current % len(self._endpoints)]
 
     def _leave(self, endpoint: Endpoint, error: CoordinatorError) -> None:
         """Moves on to the next address, unless another call has done so already."""
         if isinstance(error, ELSEWHERE) and self._endpoints and self._endpoint() is endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
+
+
+def _addresses(text: str) -> list[str]:
+    """``tcp://a:1,b:2`` as two addresses: what has no scheme of its own has that of the one before it."""
+    found: list[str] = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        scheme = found[-1].partition("://")[0] if found else ""
+        found.append(each if "://" in each or not scheme else f"{scheme}://{each}")
+    return found
 
 
 def _maker(url: str, connections: int, ssl: ssl_module.SSLContext | None, token: str | None) -> Callable[[], Endpoint]:

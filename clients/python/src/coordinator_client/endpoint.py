@@ -56,6 +56,11 @@ class Endpoint(Protocol):
 
     address: str
 
+    @property
+    def leaving(self) -> bool:
+        """The server has said that it goes away: new calls are better made elsewhere, if there is an elsewhere."""
+        ...
+
     async def submit(self, submission: dict[str, Any], progress: Progress) -> Any:
         """Sends it once; returns the command's view: as accepted where ``progress.wait_s`` is 0, else at its end."""
         ...

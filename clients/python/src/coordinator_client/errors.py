@@ -231,7 +231,7 @@ class CommandFailed(CoordinatorError):
         self.command_id = command.id
 
 
-ELSEWHERE = (ConnectionLost, Stopping, NoOwner)
+ELSEWHERE = (ConnectionLost, Starting, Stopping, NoOwner, LogUnavailable)
 """Errors after which another address is tried first."""
 
 

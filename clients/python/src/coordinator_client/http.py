@@ -50,6 +50,8 @@ _PATHS = {
 class HttpEndpoint:
     """A coordinator at ``http(s)://host:port``."""
 
+    leaving = False  # HTTP has no word for it: a server that stops refuses
+
     def __init__(self, url: str, *, connections: int = 64, token: str | None = None, verify: Any = True) -> None:
         self.address = url.rstrip("/")
         headers = {"user-agent": NAME, "accept": "application/json, application/problem+json, */*"}

@@ -139,6 +139,11 @@ class Connection(asyncio.Protocol):
         return connection
 
     @property
+    def leaving(self) -> bool:
+        """The server wants no more calls here, and still answers those that it has."""
+        return not self.usable and self._lost is None and self._opened.done()
+
+    @property
     def in_flight(self) -> int:
         return len(self._exchanges)
 
@@ -317,6 +322,10 @@ class TcpEndpoint:
         self._size, self._ssl, self._token = size, ssl, token
         self._connections: list[Connection] = []
         self._connecting = asyncio.Lock()
+
+    @property
+    def leaving(self) -> bool:
+        return any(connection.leaving for connection in self._connections) and not self._usable()
 
     async def submit(self, submission: dict[str, Any], progress: Progress) -> Any:
         want = "accepted" if progress.wait_s == 0 else "final"
