@@ -26,7 +26,7 @@ import structlog
 from coordinator.engine import views
 from coordinator.engine.engine import Engine, Output
 from coordinator.engine.state import Command
-from coordinator.errors import CorruptLog
+from coordinator.errors import CorruptLog, Starting
 from coordinator.gateway.base import Done
 from coordinator.lane import Lane
 from coordinator.log.base import Log
@@ -174,7 +174,9 @@ class Pipeline:
                 records: list[tuple[int, Any]] = command.history
             elif ended is not None:
                 records = [(at, read(data, partition=lane.partition, offset=at)) for at, data in ended[1]]
-            else:
+            else:  # it ended below the snapshot that the replay began with: who asks again is told from the log
+                error = Starting("the partition was lost for a while: ask again", retry_after_ms=100)
+                self.watchers.end(id, Event("error", id, error=error))
                 continue
             for offset, record in records:
                 if offset >= told:
