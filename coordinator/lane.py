@@ -53,6 +53,7 @@ CHECK_EVERY_S = 0.5
 FRESH_MS = 100  # how long after a word from its log a lane may call services without another look
 SLEPT_MS = 500  # a word that took longer than this is as old as the question: this process may have been stopped
 STANDBY_PROBES = 3
+FILL_AFTER_S = 2.0
 FILL_PATIENCE_S = 2.0  # of who asks for a command that may have finished long ago, while the view is being filled
 STOPPED_RETRY_MS = 10_000  # what clients of a partition that has stopped are told to wait
 STOPPED_REMIND_FIRST_S, STOPPED_REMIND_MAX_S = 60.0, 3600.0
@@ -84,6 +85,7 @@ class Lane:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._ghosts = 0  # own attempts whose Epoch was never found: it may still land
         self._filling: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()  # somebody asks for what the view does not have yet
         self.snapshots = Snapshotting(self, pipeline.snapshot_settings)
         self._summons = asyncio.Event()
         self.standing_by = False
@@ -272,9 +274,14 @@ class Lane:
             activity=lambda: pipeline.turns,
             timeout_ms=pipeline.append_timeout_ms,
         )
+        self._wanted.clear()
         self._filling = asyncio.create_task(self._filled(filler), name=f"filler-{self.partition}")
 
     async def _filled(self, filler: Filler) -> None:
+        """Not at once: other partitions may be on their way here, and those who wait for them come first."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FILL_AFTER_S):
+                await self._wanted.wait()
         try:
             await filler.run()
             if not self.pipeline.view.filled(self.partition):
@@ -311,6 +318,7 @@ class Lane:
         filling = self._filling
         if filling is None:
             return
+        self._wanted.set()
         await asyncio.wait([filling], timeout=FILL_PATIENCE_S)
         if not filling.done():
             done, upto = self.pipeline.view.progress(self.partition)

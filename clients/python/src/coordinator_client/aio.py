@@ -73,7 +73,7 @@ class AsyncClient:
         urls = _addresses(url) if isinstance(url, str) else list(url)
         if not urls:
             raise ValueError("at least one address is needed")
-        self._make = [_maker(one, connections, ssl, token) for one in urls]
+        self._make = [_maker(one, connections, ssl, token, alone=len(urls) == 1) for one in urls]
         self._endpoints: list[Endpoint] = []
         self._current = 0
         self._patience_s = seconds(deadline, "deadline")
@@ -470,7 +470,9 @@ def _addresses(text: str) -> list[str]:
     return found
 
 
-def _maker(url: str, connections: int, ssl: ssl_module.SSLContext | None, token: str | None) -> Callable[[], Endpoint]:
+def _maker(
+    url: str, connections: int, ssl: ssl_module.SSLContext | None, token: str | None, *, alone: bool
+) -> Callable[[], Endpoint]:
     """What makes the endpoint for an address; raises ValueError for what is no address."""
     parts = urlsplit(url)
     if parts.scheme in ("tcp", "tcps"):
@@ -481,7 +483,7 @@ def _maker(url: str, connections: int, ssl: ssl_module.SSLContext | None, token:
         return lambda: TcpEndpoint(host, port, size=connections, ssl=context, token=token)
     if parts.scheme in ("http", "https") and parts.hostname:
         verify = parts.scheme == "https" and (ssl if ssl is not None else True)  # a context costs 45 ms of CPU
-        return lambda: HttpEndpoint(url, token=token, verify=verify)
+        return lambda: HttpEndpoint(url, token=token, verify=verify, alone=alone)
     raise ValueError(f"{url!r}: an address begins with tcp://, tcps://, http:// or https://")
 
 

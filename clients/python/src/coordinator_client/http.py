@@ -15,8 +15,11 @@ import msgspec
 from coordinator_client.endpoint import NAME, Progress
 from coordinator_client.errors import ConnectionLost, CoordinatorError, error_of
 from coordinator_client.models import FINAL_STATES, Event, command_of
+from coordinator_client.values import seconds
 
 ANSWER_S = 30.0  # how long an answer may take beyond what the server was asked to wait
+ANSWER_SOON_S = 6.0  # the same, where another address may be well: one that hangs accepts connections, too
+WAIT_SOON_S = 5.0
 CONNECT_S = 5.0
 SILENCE_S = 60.0  # of a stream that sends heartbeats
 WAIT_MAX_S = 30.0  # one request's wait: proxies cut off what is silent for longer
@@ -52,8 +55,12 @@ class HttpEndpoint:
 
     leaving = False  # HTTP has no word for it: a server that stops refuses
 
-    def __init__(self, url: str, *, connections: int = 64, token: str | None = None, verify: Any = True) -> None:
+    def __init__(
+        self, url: str, *, connections: int = 64, token: str | None = None, verify: Any = True, alone: bool = True
+    ) -> None:
         self.address = url.rstrip("/")
+        self._answer_s = ANSWER_S if alone else ANSWER_SOON_S
+        self._wait_max_s = WAIT_MAX_S if alone else WAIT_SOON_S
         headers = {"user-agent": NAME, "accept": "application/json, application/problem+json, */*"}
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
@@ -61,7 +68,7 @@ class HttpEndpoint:
             base_url=self.address,
             headers=headers,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S, pool=None),
+            timeout=httpx.Timeout(self._answer_s, connect=CONNECT_S, pool=None),
             verify=verify,
             trust_env=not _is_local(self.address),  # a proxy of the environment is not for this machine
         )
@@ -69,8 +76,11 @@ class HttpEndpoint:
     async def submit(self, submission: dict[str, Any], progress: Progress) -> Any:
         body = {name: value for name, value in submission.items() if value is not None}
         # Half of the patience at most: an answer later than that could come too late to be known as an acceptance.
-        wait_s = min(progress.wait_s, WAIT_MAX_S, progress.remaining_s / 2)
-        view = await self._ask("POST", "/v1/commands", query=_wait(wait_s), body=body, wait_s=wait_s)
+        wait_s = min(progress.wait_s, self._wait_max_s, progress.remaining_s / 2)
+        admission_s = (
+            seconds(body["admit_within"]) if "admit_within" in body else 0
+        )  # it may be held as long for a slot
+        view = await self._ask("POST", "/v1/commands", query=_wait(wait_s), body=body, wait_s=wait_s + admission_s)
         progress.accept()
         while view["state"] not in FINAL_STATES and progress.wait_s > 0:
             view = await self.request("get", {"id": view["id"], "wait_ms": _whole_ms(progress.remaining_s)}, math.inf)
@@ -83,7 +93,7 @@ class HttpEndpoint:
             template = template.removesuffix("/{version}")
         path = template.format_map({name: quote(str(value), safe="") for name, value in given.items()})
         given = {name: value for name, value in given.items() if f"{{{name}}}" not in template}
-        wait_s = min(given.pop("wait_ms", 0) / 1000, WAIT_MAX_S)
+        wait_s = min(given.pop("wait_ms", 0) / 1000, self._wait_max_s)
         if operation == "put_definition":
             return await self._ask(method, path, body=given["content"])
         if method == "GET":
@@ -127,7 +137,7 @@ class HttpEndpoint:
     ) -> Any:
         content = None if method == "GET" else msgspec.json.encode({} if body is None else body)
         headers = {"content-type": "application/json"} if content is not None else {}
-        timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S, pool=None)
+        timeout = httpx.Timeout(self._answer_s + wait_s, connect=CONNECT_S, pool=None)
         with _translated(self.address):
             answer = await self._http.request(
                 method, path, params=query, content=content, headers=headers, timeout=timeout

@@ -42,6 +42,7 @@ from coordinator_client.errors import ConnectionLost, CoordinatorError, TooLarge
 from coordinator_client.models import Event, command_of
 
 HELLO_TIMEOUT_S = 5.0
+PING_S = 2.0  # between two questions to a server that has something to answer and is silent
 BACKLOG_HIGH, BACKLOG_LOW = 16, 4  # frames of a stream that wait for their reader
 
 
@@ -247,8 +248,13 @@ class Connection(asyncio.Protocol):
         self._watch_silence()
 
     def _watch_silence(self) -> None:
-        """Asks for a sign of life after a silence, and gives the server up after three of them without any."""
+        """Asks for a sign of life after a silence, and gives the server up after three of them without any.
+
+        Sooner while somebody waits here: a server that hangs accepts connections, and another one may be well.
+        """
         interval_s = (self.limits.ping_interval_ms or 20_000) / 1000
+        if self._exchanges:
+            interval_s = min(interval_s, PING_S)
         silence_s = self._loop.time() - self._heard
         if self._paused:
             self._heard = self._loop.time()  # it is we who do not listen
@@ -257,7 +263,7 @@ class Connection(asyncio.Protocol):
             return
         elif silence_s >= interval_s * 0.9:
             self._write(Ping(0))
-        self._timer = self._loop.call_later(interval_s, self._watch_silence)
+        self._timer = self._loop.call_later(min(interval_s, PING_S), self._watch_silence)
 
     def _end(self, seq: int) -> Exchange | None:
         exchange = self._exchanges.pop(seq, None)
