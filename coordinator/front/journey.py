@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from coordinator.errors import CoordinatorError, Internal, NoOwner, Stopping
+from coordinator.errors import CoordinatorError, Internal, LimitReached, NoOwner, Stopping
 from coordinator.front.routes import MOVED, Routes
 from coordinator.model.command import Submission
 from coordinator.model.ids import CommandId, parse_position
@@ -142,18 +142,29 @@ class Journey:
             self._unwatch = link.watch(self._id, self, self._after)
             return
         left_ms = None if self._deadline is None else max(0, round((self._deadline - self._routes.loop.time()) * 1000))
-        submission = replace(self._what(self._submission), id=self._id)
+        submission = self._what(self._submission)
+        if submission.id is None:
+            submission = replace(submission, id=self._id)
         self._unwatch = link.submit(submission, self, self._want, deadline_ms=left_ms, meta=self._meta)
         self._routes.expect(self, CONFIRM_S + self._within_s)
 
     def _what(self, submission: Submission) -> Submission:
-        """The submission, with what is left of its patience for a slot."""
-        if not (self._again and self._within_s):
+        """The submission, with what is left of its patience for a slot.
+
+        An id of our making is new to everybody but once: whoever was asked may have brought the command to its end.
+        """
+        if not self._again:
+            return submission
+        if submission.id is None:
+            submission = replace(submission, id=self._id)
+        if not self._within_s:
             return submission
         left_ms = round((self._began + self._within_s - self._routes.loop.time()) * 1000)
         return replace(submission, admit_within=f"{left_ms}ms" if left_ms > 0 else None)
 
     def _ask_again(self) -> None:
+        if self._over:  # its caller left while it was about to be woken
+            return
         self._idle()
         self._again = True
         try:
@@ -202,6 +213,8 @@ class Journey:
 
     def _left(self, error: CoordinatorError) -> float:
         """How long (s) it is worth going on after this refusal."""
+        if self._confirmed and isinstance(error, LimitReached):
+            return inf  # too many ask at once, after a take-over: none of them is to lose its command for that
         if not isinstance(error, MOVED):
             return 0.0
         if self._confirmed:
@@ -215,7 +228,8 @@ class Journey:
 
     def _wait(self, error: CoordinatorError) -> None:
         routes = self._routes
-        self._timer = routes.loop.call_later(min(self._left(error), routes.delay_s(error)), self._ask_again)
+        delay_s = min(self._left(error), routes.delay_s(self._partition, error))
+        self._timer = routes.loop.call_later(delay_s, self._ask_again)
         routes.wait(self._partition, self._ask_again)
 
     def moved(self, owner: Link | None) -> None:

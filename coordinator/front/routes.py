@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
 
 from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwner, Starting, Stopping
 from coordinator.front import CoordinatorFront
@@ -23,12 +26,15 @@ from coordinator.front.base import refusal_of
 if TYPE_CHECKING:
     from coordinator.cluster.link import Link
 
+log = structlog.get_logger(__name__)
+
 NOBODY_S: Final = 3.0
 """How long a request waits for a partition that nobody reachable owns."""
 
 SWEEP_S: Final = 1.0
 
 ASK_AGAIN_MS: Final = 250  # at most: a word that the partition has moved comes sooner
+ASKED_PER_S: Final = 4_000  # by all who wait for one partition: a few per cent of the loop's time
 MOVED: Final = (NoOwner, Starting, Stopping, LogUnavailable)
 """Refusals that are about who owns a partition, not about what was asked: elsewhere, or soon, the answer is another."""
 
@@ -114,9 +120,12 @@ class Routes:
 
     # ------------------------------------------------------------ waiting for it to move
 
-    def delay_s(self, error: CoordinatorError) -> float:
-        """When to ask again by oneself; with jitter, so that those who were refused together do not come together."""
-        return min(error.retry_after_ms or 100, ASK_AGAIN_MS) / 1000 * (0.5 + self.random.random() / 2)
+    def delay_s(self, partition: int, error: CoordinatorError) -> float:
+        """When to ask again by oneself; with jitter, so that those who were refused together do not come together, and
+        the later the more there are: a hundred thousand who ask four times a second would leave no time to take over.
+        """
+        usual = min(error.retry_after_ms or 100, ASK_AGAIN_MS) / 1000
+        return max(usual, len(self._waiting[partition]) / ASKED_PER_S) * (0.5 + self.random.random() / 2)
 
     def wait(self, partition: int, wake: Callable[[], None]) -> None:
         """Calls ``wake`` once, when the partition is seen to have moved."""
@@ -149,8 +158,8 @@ class Routes:
     def _swept(self) -> None:
         now = self.loop.time()
         for asked in [each for each, due in self._expected.items() if due <= now]:
-            del self._expected[asked]
-            asked.silent()
+            if self._expected.pop(asked, None) is not None:  # else it left when another of these was told
+                _guarded(asked.silent)
         self._sweep = self.loop.call_later(SWEEP_S, self._swept) if self._expected else None
 
     async def pause(self, partition: int, error: CoordinatorError, until: float) -> None:
@@ -162,7 +171,7 @@ class Routes:
         wake = woken.set
         self.wait(partition, wake)
         try:
-            async with asyncio.timeout(min(left, self.delay_s(error))):
+            async with asyncio.timeout(min(left, self.delay_s(partition, error))):
                 await woken.wait()
         except TimeoutError:
             pass
@@ -182,9 +191,17 @@ class Routes:
                 continue
             waiting, self._waiting[partition] = self._waiting[partition], {}
             for wake in waiting:
-                wake()
+                _guarded(wake)
             for moving in list(self._away[partition]):
-                moving.moved(owner)
+                _guarded(partial(moving.moved, owner))
+
+
+def _guarded(tell: Callable[[], None]) -> None:
+    """One caller's trouble (its connection is broken) is neither its neighbours' nor the group's, which looks here."""
+    try:
+        tell()
+    except Exception:
+        log.exception("somebody who was told that a partition has moved has failed")
 
 
 def until_after(error: CoordinatorError, until: float, now: float) -> float:

@@ -111,7 +111,8 @@ class Group:
         self.routes.look()
 
     def submit(self, want: Want = "events", **rest: Any) -> Journey:
-        submission = Submission(id=ID, type="T", **{key: rest[key] for key in rest if key == "admit_within"})
+        given = {"id": ID} | {key: rest[key] for key in rest if key in ("id", "admit_within")}
+        submission = Submission(type="T", **given)
         return self._begin(want, submission, within_ms=rest.get("within_ms", 0))
 
     def watch(self, after: str | None = None) -> Journey:
@@ -401,3 +402,78 @@ def test_those_who_wait_ask_at_different_times(group: Group) -> None:
     asked.clear()
     group.passes(0.5)
     assert len({round(at, 3) for at in asked}) > 8
+
+
+def test_an_id_of_our_own_making_is_named_when_it_is_asked_for_again(group: Group, b: Owner) -> None:
+    """The lost owner may have run the command to its end: here it must be looked up, not taken for new."""
+    group.moves_to(group.here)
+    group.submit(id=None)
+    group.here.tell("error", error=LogUnavailable(retry_after_ms=100))
+    group.moves_to(b)
+    b.tell("error", error=LinkLost())
+    group.moves_to(group.here)
+    assert [each.id for each in (*group.here.asked, *b.asked)] == [None, ID, ID]
+
+
+def test_what_is_confirmed_is_not_lost_for_a_crowd(group: Group, b: Owner, c: Owner) -> None:
+    """After a take-over thousands ask the heir at once; who is refused for that asks again."""
+    group.moves_to(b)
+    group.submit()
+    b.tell("accepted", "0:1")
+    c.refusal = LimitReached("65536 requests are open", retry_after_ms=100)
+    group.moves_to(c)
+    group.passes(1)
+    c.refusal = None
+    group.passes(1)
+    assert c.asked == [("watch", "0:1")]
+    c.tell("final", "0:2")
+    assert group.kinds == ["accepted", "final"]
+
+
+def test_who_left_is_not_woken(group: Group, b: Owner) -> None:
+    """Also where it is the one that was woken before it that made it leave."""
+    second: list[Journey] = []
+    journey = Journey(group.routes, 0, ID, lambda _: second[0].leave(), "events", Submission(id=ID, type="T"))
+    journey.begin()
+    second.append(group.submit())
+    b.refusal = UnknownCommand()
+    group.moves_to(b)
+    group.passes(60)
+    assert (b.asked, group.told) == ([], [])
+
+
+def test_a_caller_that_fails_harms_no_neighbour(group: Group, b: Owner) -> None:
+    """Whoever tells that a partition has moved (the group itself) goes on, and so do the other callers."""
+
+    def broken(event: Event) -> None:
+        raise RuntimeError("its connection is broken")
+
+    Journey(group.routes, 0, ID, broken, "events", Submission(id=ID, type="T")).begin()
+    group.submit()
+    b.refusal = UnknownCommand()
+    group.moves_to(b)
+    assert group.kinds == ["error"]
+
+
+def test_a_crowd_that_waits_leaves_time_for_others(group: Group, b: Owner) -> None:
+    """Ten thousand do not ask forty thousand times a second; when an owner is seen, all are woken at once."""
+    group.moves_to(b)
+    for _ in range(10_000):
+        group.submit("final")
+    b.tell("accepted", "0:1")
+    asked = 0
+    ask: Callable[[int], Any] = group.routes.place
+
+    def place(partition: int) -> Any:
+        nonlocal asked
+        asked += 1
+        return ask(partition)
+
+    group.routes.place = place  # type: ignore[method-assign]
+    for watcher in list(b.watchers):
+        watcher(Event("error", ID, error=LinkLost(retry_after_ms=100)))
+    group.moves_to(None)
+    group.passes(2)
+    assert asked < 20_000
+    group.moves_to(group.here)
+    assert len(group.here.asked) == 10_000
