@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -88,8 +89,23 @@ def _listener(value: str) -> str | None:
     return None
 
 
+def advertised(given: str, port: int) -> str:
+    """``host:port`` of what ``listen.advertise`` says; it may lack the port, and a bare IPv6 address has no brackets
+    (Kubernetes' status.podIP is one)."""
+    if _is_ipv6(given):
+        return f"[{given}]:{port}"
+    return given if re.search(r":\d+$", given) else f"{given}:{port}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
 def _advertised(value: str) -> str | None:
-    if value == "" or re.fullmatch(r"[^\s\[\]:/@]+|\[[0-9A-Fa-f:.%a-z]+\]", value):
+    if value == "" or _is_ipv6(value) or re.fullmatch(r"[^\s\[\]:/@]+|\[[0-9A-Fa-f:.%a-z]+\]", value):
         return None
     try:
         if split_address(value)[1] > 0:

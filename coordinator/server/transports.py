@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import httpx
 
 from coordinator.cluster.base import Cluster
 from coordinator.errors import CoordinatorError, StartupError
-from coordinator.server.config import Config, split_address
+from coordinator.server.config import Config, advertised, split_address
 from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Front
 from coordinator.wire import frames
@@ -62,8 +61,7 @@ class Transports:
         host, port = self.addresses["tcp"]
         if not self._advertise:
             return _joined(host, port)
-        given = self._advertise if _HAS_PORT.search(self._advertise) else f"{self._advertise}:{port}"
-        return _joined(*split_address(given))
+        return _joined(*split_address(advertised(self._advertise, port)))
 
     async def start(self) -> None:
         for name, listener in self._listeners.items():
@@ -147,9 +145,6 @@ def _make(
     )
     traffic = metrics.traffic(name, sees_connections=False)
     return GrpcServer(front, host=host, port=port, settings=grpc, traffic=traffic)
-
-
-_HAS_PORT = re.compile(r":\d+$")
 
 
 def _joined(host: str, port: int) -> str:

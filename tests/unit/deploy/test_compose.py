@@ -1,4 +1,4 @@
-"""The Compose file: three brokers as the daemon wants them, two instances that differ in nothing but their ports."""
+"""The Compose file: three brokers as the daemon wants them, three instances that differ only in where they are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from coordinator.server.config import Config
 from coordinator.server.config_sources import load
 from coordinator.testing import kafka
 from deploy.check import documents
 
 ROOT = Path(__file__).resolve().parents[3]
 BROKERS = ("kafka-1", "kafka-2", "kafka-3")
-INSTANCES = ("coordinator-1", "coordinator-2")
+INSTANCES = ("coordinator-1", "coordinator-2", "coordinator-3")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,11 @@ def project() -> Any:
 @pytest.fixture(scope="module")
 def services(project: Any) -> Any:
     return project["services"]
+
+
+def config_of(services: Any, name: str) -> Config:
+    """What the daemon makes of an instance's variables."""
+    return load(None, environ=services[name]["environment"]).config
 
 
 def test_it_starts_brokers_and_instances(services: Any) -> None:
@@ -58,16 +65,22 @@ def test_one_lost_broker_loses_nothing(services: Any) -> None:
 
 def test_the_daemon_accepts_the_variables(services: Any) -> None:
     """What Compose sets is a configuration that the daemon starts with, of one log in those three brokers."""
-    first, second = (load(None, environ=services[name]["environment"]).config for name in INSTANCES)
-    assert first == second
+    first, *others = (config_of(services, name) for name in INSTANCES)
+    assert all(structs.replace(each, listen=first.listen) == first for each in others)
     assert first.log.kind == "kafka"
     assert first.log.bootstrap == ",".join(f"{name}:9092" for name in BROKERS)
+
+
+def test_the_instances_reach_each_other(services: Any) -> None:
+    """Each tells the others the name that Compose's network knows it by."""
+    for name in INSTANCES:
+        assert config_of(services, name).listen.advertise == name
 
 
 def test_an_instance_may_drain_before_it_is_killed(services: Any) -> None:
     """The grace period is above drain_timeout."""
     for name in INSTANCES:
-        drain_ms = int(load(None, environ=services[name]["environment"]).config.coordinator.drain_timeout)
+        drain_ms = int(config_of(services, name).coordinator.drain_timeout)
         grace = re.fullmatch(r"(\d+)s", services[name]["stop_grace_period"])
         assert grace is not None
         assert int(grace[1]) * 1000 > drain_ms
@@ -77,7 +90,7 @@ def test_only_this_machine_reaches_it(services: Any) -> None:
     """There is no authentication, so every published port is of the loopback address; and no two are the same."""
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in ports)
-    assert len({port.rsplit(":", 1)[0] for port in ports}) == len(ports) == 6
+    assert len({port.rsplit(":", 1)[0] for port in ports}) == len(ports) == 9
 
 
 def test_an_instance_has_no_rights(services: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.server.config import Config
+from coordinator.server.config import Config, advertised
 from coordinator.server.config_sources import load
 from deploy.check import documents, faults, main, manifests, supported
 
@@ -114,7 +114,7 @@ def test_a_pod_may_drain_before_it_is_killed(pod: Any, container: Any, config: C
 
 
 def test_only_readiness_asks_whether_it_serves(container: Any) -> None:
-    """A standby and an outage of Kafka make an instance unready; neither is cured by a restart."""
+    """A replay and an outage of Kafka make an instance unready; neither is cured by a restart."""
     probes = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert probes == {"startupProbe": "/healthz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
     startup = container["startupProbe"]
@@ -158,12 +158,31 @@ def test_selectors_find_the_pods(objects: dict[tuple[str, str], Any], pod: Any) 
     assert all(selector.items() <= labels for selector in selectors)
 
 
-def test_a_standby_blocks_neither_roll_out_nor_eviction(objects: dict[tuple[str, str], Any]) -> None:
-    """Only the acting instance is ready, so what counts ready pods must do with one."""
+def test_one_instance_at_a_time_goes(objects: dict[tuple[str, str], Any], config: Config) -> None:
+    """A roll-out brings one before it takes one, an eviction takes one; and there is a partition for everybody."""
     spec = objects["Deployment", "coordinator"]["spec"]
-    assert spec["replicas"] - spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 1
-    assert spec["strategy"]["rollingUpdate"]["maxSurge"] == 1
-    assert objects["PodDisruptionBudget", "coordinator"]["spec"]["minAvailable"] == 0
+    assert spec["replicas"] == 3
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert objects["PodDisruptionBudget", "coordinator"]["spec"]["maxUnavailable"] == 1
+    assert config.log.partitions >= spec["replicas"] + 1
+
+
+@pytest.mark.parametrize(("pod_ip", "address"), [("10.1.2.3", "10.1.2.3:7070"), ("fd00::5", "[fd00::5]:7070")])
+def test_the_others_are_told_the_pods_address(container: Any, pod_ip: str, address: str) -> None:
+    """The variable is the pod's IP, of either family, and the daemon takes it."""
+    (variable,) = (each for each in container["env"] if each["name"] == "COORDINATOR_LISTEN__ADVERTISE")
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    config = load(None, environ={**image_variables(), variable["name"]: pod_ip}).config
+    _, port = config.listen.addresses()["tcp"]
+    assert advertised(config.listen.advertise, port) == address
+
+
+def test_the_instances_may_talk_to_each_other(objects: dict[tuple[str, str], Any]) -> None:
+    """Both ways, over TCP, by a rule that is not the clients'."""
+    policy = objects["NetworkPolicy", "coordinator"]["spec"]
+    peers = [{"podSelector": policy["podSelector"]}]
+    assert {"from": peers, "ports": [{"port": "tcp"}]} in policy["ingress"]
+    assert {"to": peers, "ports": [{"port": "tcp"}]} in policy["egress"]
 
 
 def test_an_instance_has_no_rights(pod: Any, container: Any) -> None:
