@@ -127,9 +127,7 @@ def gaps(strike: Strike, probes: Mapping[int, Sequence[Answer]]) -> dict[int, fl
         times = [answer.answered for answer in answers if not answer.error]
         inside = [at for at in times if strike.began <= at <= strike.ended]
         before = [at for at in times if at < strike.began][-1:] or [strike.began]
-        after = [at for at in times if at > strike.ended][:1]
-        line = [*before, *inside, *after]
-        found[partition] = max((b - a for a, b in pairwise(line)), default=strike.ended - strike.began)
+        found[partition] = max(b - a for a, b in pairwise([*before, *inside, strike.ended]))
     return found
 
 

@@ -38,7 +38,7 @@ def test_a_partition_that_nobody_takes_over_has_no_time() -> None:
 
 
 def test_the_gap_is_the_longest_silence_round_the_fault() -> None:
-    """From the last answer before to the first after; an error is no answer."""
+    """From the last answer before it, to its end at most: then the next one begins.  An error is no answer."""
     strike = Strike(fault="kill", began=100.0, ended=103.0)
     answers = [probe(98.0), probe(99.9), probe(101.0, "no_owner"), probe(102.4), probe(102.5), probe(103.1)]
     assert gaps(strike, {0: answers}) == {0: pytest.approx(2.5)}
