@@ -1,4 +1,5 @@
-"""The log on Apache Kafka: one topic, the partitions of which are the log's; the only module that knows aiokafka.
+"""The log on Apache Kafka: one topic, the partitions of which are the log's; the group of instances is another module's affair
+(`cluster.kafka`).
 
 *A session* (`KafkaWriter`) is one idempotent producer with acks=all, made for one epoch of one partition and never used
 for another.  *An append* is one batch built here (one batch of Kafka is atomic), so aiokafka's own batching, whose

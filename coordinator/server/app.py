@@ -172,7 +172,7 @@ class Daemon:
             settings.bootstrap,
             settings.topic,
             settings.partitions,
-            group=f"{self.config.coordinator.name}.members",
+            group=f"{self.config.coordinator.name}.{settings.topic}.members",  # a name may be used with two topics
             me=Member(self.instance, address),
             held=group.owned,
             session_timeout_ms=int(settings.session_timeout),
