@@ -49,7 +49,7 @@ class Operations(Base):
                 await self._settled(command.partition)
             if command.finished is not None and _controls(command) == earlier:
                 raise self._ended(id, operation)  # its end came first in the log: the request changed nothing
-        return self.view_of(id)
+        return self.live_view(command)  # also where the partition is gone by now: a refusal would be asked again
 
     def _ended(self, id: str, operation: Operation) -> IllegalState:
         state = self.view_of(id).state.value

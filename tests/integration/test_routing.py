@@ -18,6 +18,7 @@ import grpc.aio  # type: ignore[import-untyped]
 import httpx
 import pytest
 
+from coordinator.cluster.succession import HOLD_MS
 from coordinator.errors import (
     CoordinatorError,
     DefinitionConflict,
@@ -27,6 +28,7 @@ from coordinator.errors import (
     Unavailable,
     UnknownCommand,
 )
+from coordinator.log.memory import Fault
 from coordinator.model.command import Operation, State, Submission
 from coordinator.model.ids import partition_of
 from coordinator.transport.base import Caller, caller
@@ -110,6 +112,27 @@ async def test_a_control_reaches_the_owner(group: World) -> None:
     assert (await other.front.control(id, Operation.PAUSE, reason="wait", by="me")).state is State.PAUSED
     assert (await other.front.control(id, Operation.ABORT, reason="no", by="me")).state is State.ABORTED
     assert [each["by"] for each in await other.front.history(id) if each["kind"] == "Control"] == ["me", "me"]
+
+
+async def test_a_control_that_is_the_last_before_a_hand_over_is_done_once(group: World) -> None:
+    """It was recorded, and then the partition was gone: the answer tells what it did; nobody asks the heir for it."""
+    a, b = await group.start("a", "b")
+    id = id_at(a.owned[0])
+    lane = a.pipeline.lanes[partition_of(id, PARTITIONS)]
+    group.services["shipping"].down = True
+    await b.front.submit_and_wait(order(id), 0)
+    await b.front.control(id, Operation.PAUSE, reason="", by="me")
+    await group.until(lambda: a.group.now() - lane.acquired_at > HOLD_MS)
+    a.log.inject(Fault.STALL)
+    resumed = asyncio.create_task(b.front.control(id, Operation.RESUME, reason="", by="me"))
+    await a.log.until_stalled()
+    group.agree(dict.fromkeys(range(PARTITIONS), "b"))
+    await group.until(lambda: lane._heir == "b")
+    a.log.release()
+    assert (await resumed).state in (State.RUNNING, State.DELAYED)
+    await group.until(lambda: len(b.owned) == PARTITIONS)
+    controls = [each["operation"] for each in await b.front.history(id) if each["kind"] == "Control"]
+    assert controls == ["pause", "resume"]
 
 
 async def test_a_refusal_by_the_owner_is_the_caller_s(group: World) -> None:
