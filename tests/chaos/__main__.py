@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="a directory for logs and ledgers, which are left there")
     parser.add_argument("--quiet", type=float, default=3.5, help="seconds without a move before each fault")
     parser.add_argument("--session", type=int, default=6, help="seconds after which the group misses a silent member")
-    parser.add_argument("--workers", type=int, default=8, help="clients without a pause between their commands")
+    parser.add_argument("--workers", type=int, default=8, help="clients, each with one command at a time")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which lets everything be taken down
     install()  # from outside: the namespace has no way out

@@ -7,7 +7,7 @@ left.  It is counted for each partition that the victim owned and in which it le
 *A gap* is the longest time between two answers of a partition's probe while the fault lasted, whatever it came from:
 on a small machine also from processes that start.  *A hand-over* is the time between the two answers round the change
 of a partition's owner, where that was planned: what callers of that partition had to wait.  Both hold the probe's
-own pause, 30 ms.
+own pause, 50 ms.
 """
 
 from __future__ import annotations

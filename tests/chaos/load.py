@@ -37,7 +37,8 @@ from tests.chaos.chaos_app import STEPS
 from tests.chaos.checker import Answer
 from tests.chaos.instances import Instance
 
-PROBE_S: Final = 0.03
+PROBE_S: Final = 0.05
+PAUSE_S: Final = 0.3  # at most: between two commands of a worker, so that a small machine is not simply full
 HOLD_S: Final = 1.0
 CALLS_PER_CLIENT: Final = 10
 WAIT_S: Final = 60
@@ -45,7 +46,7 @@ DECLINED: Final = 0.2
 
 
 class Load:
-    """Clients without pause between their commands, and the probes.  Runs from `start` to `stop`."""
+    """Clients, each with one command at a time, and the probes.  Runs from `start` to `stop`."""
 
     def __init__(self, instances: Sequence[Instance], partitions: int, *, seed: int) -> None:
         self.answers: list[Answer] = []
@@ -88,6 +89,7 @@ class Load:
                 for _ in range(CALLS_PER_CLIENT):
                     if not self._done():
                         await self._chance.choice(kinds)(one, other)
+                        await asyncio.sleep(self._chance.uniform(0, PAUSE_S))
 
     async def _waiter(self, one: _Client, other: _Client) -> None:
         id, payload = self._command()
