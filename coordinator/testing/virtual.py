@@ -70,6 +70,15 @@ class Network(Protocol):
         ...
 
 
+class _Task(asyncio.Task[T]):
+    """A task whose place in a set does not depend on where it lies in memory."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """See the module.  ``random`` alone decides what is open; ``failed`` is told of exceptions that nobody caught."""
 
@@ -255,7 +264,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
-        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        task: _Task[Any] = _Task(coro, loop=self, name=name, context=context)
+        self._sequence += 1
+        task.number = self._sequence
         self._tasks.append(task)
         return task
 

@@ -6,8 +6,9 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 
-from coordinator.testing.simulator import WHOLE, Cut, Report, command_line, shrink, simulate
+from coordinator.testing.simulator import Cut, Report, command_line, search, shrink, simulate
 from coordinator.testing.simulator.plan import FAULTS
 
 
@@ -15,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.replay is not None:
         return _replay(options.replay, Cut(options.commands, options.without, options.until))
-    return _search(options.first, options.seeds, options.minutes)
+    return _search(search(options.first, options.seeds, minutes=options.minutes, jobs=options.jobs))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100, help="how many worlds to run (100)")
     parser.add_argument("--from", type=int, default=0, dest="first", metavar="SEED", help="the first one (0)")
     parser.add_argument("--minutes", type=float, help="instead of --seeds: for so long")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that share the work (as many as cores)")
     parser.add_argument(
         "--replay", type=int, metavar="SEED", help="run one world twice, and tell all that happens in it"
     )
@@ -56,25 +58,23 @@ def _replay(seed: int, cut: Cut) -> int:
     return 1 if report.violations or again.trace != report.trace else 0
 
 
-def _search(first: int, seeds: int, minutes: float | None) -> int:
+def _search(found: Iterable[Report]) -> int:
     began = time.monotonic()
     reports: list[Report] = []
     failing: list[Report] = []
-    seed = first
-    while time.monotonic() - began < minutes * 60 if minutes is not None else seed < first + seeds:
-        report = simulate(seed, WHOLE)
+    for report in found:
         reports.append(report)
         if report.violations:
             failing.append(report)
             _tell_broken(report)
-        seed += 1
     took = time.monotonic() - began
     total = sum((Counter(report.faults) for report in reports), Counter[str]())
     print(
         f"{len(reports)} worlds in {took:.1f} s, {sum(each.seconds for each in reports):.0f} s of their time: "
         f"{sum(each.commands for each in reports)} commands, {sum(each.appends for each in reports)} appends, "
         f"{sum(each.calls for each in reports)} calls, {sum(each.epochs for each in reports)} epochs, "
-        f"{sum(each.lives for each in reports)} lives"
+        f"{sum(each.lives for each in reports)} lives, {sum(each.callbacks for each in reports)} callbacks in an order "
+        f"of their own in each"
     )
     print("faults: " + ", ".join(f"{count} {name}" for name, count in sorted(total.items())))
     print(f"broken: {', '.join(str(each.seed) for each in failing) or 'nothing'}")

@@ -51,7 +51,7 @@ class Client:
                 continue
             self.waits_at = process.name
             try:
-                view = await process.ask(partial(self._request, process), random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
+                view = await process.ask(self._request, random.choice((0.4, 3, _FOR_EVER, _FOR_EVER)))
             except Gone as lost:
                 world.note(self.name, "gone", str(lost))
                 await asyncio.sleep(random.uniform(0, 0.3))
@@ -70,27 +70,18 @@ class Client:
                     self.again -= 1
                 await asyncio.sleep(random.uniform(0, 0.5))
 
-    async def _request(self, process: Process, front: Front) -> CommandView:
+    async def _request(self, front: Front) -> CommandView:
         """One request, on the daemon's side; the style says which."""
         id, random, style = self.order.id, self.world.random, self.order.style
         if style == "watches":
-            return await self._watch(process, front)
+            return await self._watch(front)
         if style == "polls" and self.accepted and random.random() < 0.7:
             return await front.get(id, random.choice((0, 500, 100_000)))
         wait_ms = 0 if style in ("polls", "leaves") else random.choice((50, 100_000_000))
-        self._before(process)
         view, _ = await front.submit_and_wait(self.submission, wait_ms)
         return view
 
-    def _before(self, process: Process) -> None:
-        """The limit is judged right after a submission: here, with the next callback."""
-        self.world.loop.call_soon(self._judge_limit, process, len(process.engine.reserved))
-
-    def _judge_limit(self, process: Process, reserved: int) -> None:
-        if len(process.engine.reserved) > reserved:
-            self.world.judge.admitted(process)
-
-    async def _watch(self, process: Process, front: Front) -> CommandView:
+    async def _watch(self, front: Front) -> CommandView:
         """As TCP does it: a watcher that is called, and unwatched when the connection breaks."""
         random, loop = self.world.random, self.world.loop
         end: asyncio.Future[CommandView] = loop.create_future()
@@ -113,7 +104,6 @@ class Client:
             unwatch = front.watch(self.order.id, watcher)
         else:
             want: Want = random.choice(("final", "events", "events"))
-            self._before(process)
             _, unwatch = front.submit(self.submission, watcher, want)
         try:
             return await end

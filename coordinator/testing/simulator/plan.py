@@ -262,6 +262,6 @@ _ODDS: Final = {
     "group/second": 0.05,  # of a machine being cut off from the group's broker
     "group/table": 0.1,  # of a member hearing late what was agreed
     "drain/second": 0.05,  # of an instance being stopped by SIGTERM
-    "pointer/second": 0.1,  # of the pointer to a snapshot being overwritten, or lost
+    "pointer/second": 0.3,  # of the pointer to a snapshot being overwritten, or lost
     "garbage/second": 0.1,  # of a stranger writing into the log
 }

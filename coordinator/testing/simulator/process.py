@@ -27,7 +27,7 @@ from coordinator.front.routed import RoutedFront
 from coordinator.lane import Lane
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.command import CommandView, Submission
-from coordinator.model.ids import TOKEN_BYTES
+from coordinator.model.ids import TOKEN_BYTES, CommandId
 from coordinator.model.records import Record
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.pipeline import Pipeline, shown
@@ -107,6 +107,16 @@ class _AtOnce:
         pass
 
 
+class _InOrder(dict[Any, None]):
+    """A set that goes by the order in which things came, and not by where they lie in memory."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
+
+
 class MortalView(View):
     """A view without threads, that can be left behind by a process that died."""
 
@@ -117,6 +127,21 @@ class MortalView(View):
     def abandon(self) -> None:
         self._writer.close()
         self._reader.close()
+
+
+class WatchedLocal(CoordinatorFront):
+    """The real front of one instance; what it admits must have had a slot."""
+
+    process: Process
+
+    def submit_as(
+        self, id: CommandId, lane: Lane, submission: Submission, watcher: Watcher | None, want: Want
+    ) -> Unwatch:
+        before = len(self.engine.reserved)
+        unwatch = super().submit_as(id, lane, submission, watcher, want)
+        if len(self.engine.reserved) > before:
+            self.process.world.judge.admitted(self.process)
+        return unwatch
 
 
 class WatchedFront(RoutedFront):
@@ -218,7 +243,8 @@ class Process:
             ),
         )
         self.pipeline.process = self
-        self.local = CoordinatorFront(self.pipeline, registry, name="simulation")
+        self.local = WatchedLocal(self.pipeline, registry, name="simulation")
+        self.local.process = self
         self.front: Front = self.local
         if plan.group:
             self._join()
@@ -246,6 +272,7 @@ class Process:
             clock=lambda: world.loop.now_ns // 1_000_000,
             cluster=group,
         )
+        self.server._peers = _InOrder()  # type: ignore[assignment]
 
     # ------------------------------------------------------------ life
 
