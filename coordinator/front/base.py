@@ -42,7 +42,7 @@ class Base:
 
     @property
     def dedupe_horizon_ms(self) -> int:
-        """See Front: what the setting, the log's retention and the bound on receipts leave."""
+        """See Front: what the setting and the bound on receipts leave."""
         return round(self.pipeline.metrics.effective_horizon_s * 1000)
 
     # ------------------------------------------------------------ may this instance answer?

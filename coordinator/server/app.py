@@ -65,8 +65,7 @@ class Daemon:
         self.clock = clock or Clock()
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         self.metrics = Metrics(self.config.coordinator.name, coordinator.__version__)
-        horizon, retain = self.config.coordinator.dedupe_horizon, self.config.log.retain
-        self.metrics.dedupe_horizon_s = min(horizon, retain or horizon) / 1000
+        self.metrics.dedupe_horizon_s = self.config.coordinator.dedupe_horizon / 1000
         self.started = asyncio.Event()
         self.addresses: dict[str, tuple[str, int]] = {}
         self._stop = asyncio.Event()
@@ -144,8 +143,6 @@ class Daemon:
             self.addresses = transports.addresses
             pipeline.address = transports.advertised
             log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
-            if 0 < config.log.retain < config.coordinator.dedupe_horizon:
-                log.warning("a command's id is known for no longer than its records are kept (log.retain)")
             self.started.set()
             return await self._until_stopped(pipeline, front, transports, group)
         finally:

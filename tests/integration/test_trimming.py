@@ -182,6 +182,17 @@ async def finish(client: httpx.AsyncClient, world: World, waiting: dict[str, lis
         assert world["stock"].keys().count(f"{id}/reserve") == 1
 
 
+async def ended_long_ago(client: httpx.AsyncClient, world: World, id: str) -> None:
+    """A command that ended within the dedupe horizon, and whose records are deleted, is known and never runs again."""
+    calls = world["stock"].keys().count(f"{id}/reserve")
+    assert (await client.get(f"/v1/commands/{id}")).json()["state"] == "completed"
+    again = await client.post(
+        "/v1/commands", params={"wait": "5s"}, json={"id": id, "definition": NOTHING, "payload": {}}
+    )
+    assert (again.json()["state"], again.headers["coordinator-attached"]) == ("completed", "true")
+    assert world["stock"].keys().count(f"{id}/reserve") == calls
+
+
 # ---------------------------------------------------------------- what is deleted, and what is not
 
 
@@ -207,8 +218,7 @@ async def test_the_head_is_deleted_and_nobody_who_waits_loses_anything(
             partition, offset = parse_position(before[0]["position"], "$")
             assert offset < bounds[partition][0], "its Submitted is deleted"
             assert (await client.get(f"/v1/commands/{id}/history")).json()[:2] == before
-        gone = await client.get(f"/v1/commands/{done[0]}")
-        assert (gone.status_code, gone.json()["code"]) == (404, "unknown_command")
+        await ended_long_ago(client, world, done[0])
     daemon.kill()
     await asyncio.to_thread(daemon.start)
     for line in told(daemon, "partition acquired"):
@@ -217,6 +227,7 @@ async def test_the_head_is_deleted_and_nobody_who_waits_loses_anything(
     async with client_of(daemon) as client:
         for id, before in waiting.items():
             assert (await client.get(f"/v1/commands/{id}/history")).json()[:2] == before
+        await ended_long_ago(client, world, done[0])
         await worked_until_trimmed(client, 1)
         await finish(client, world, waiting)
     assert await asyncio.to_thread(daemon.stop) == 0
@@ -232,7 +243,7 @@ async def test_another_instance_takes_over_a_log_without_its_head(
     await asyncio.to_thread(one.start)
     async with client_of(one) as client:
         waiting = await begin_waiting(client, world)
-        await worked_until_trimmed(client, 3)
+        done = await worked_until_trimmed(client, 3)
     await asyncio.to_thread(two.start)
     async with client_of(two) as client:
         rows = await log_of(client)
@@ -244,6 +255,10 @@ async def test_another_instance_takes_over_a_log_without_its_head(
         for line in told(two, "partition acquired"):
             assert line["start"].startswith("the snapshot at ")
             assert line["records"] < 2_000
+        calls = world["stock"].keys().count(f"{done[0]}/reserve")
+        again = await client.post("/v1/commands", json={"id": done[0], "definition": NOTHING, "payload": {}})
+        assert (again.status_code, again.json()["code"]) == (409, "id_conflict"), "it has ended, and is not told how"
+        assert world["stock"].keys().count(f"{done[0]}/reserve") == calls
         await worked_until_trimmed(client, 1)
         await finish(client, world, waiting)
         rows = await log_of(client)
