@@ -1,5 +1,5 @@
-"""The log on Apache Kafka: one topic, the partitions of which are the log's; the group of instances is another module's affair
-(`cluster.kafka`).
+"""The log on Apache Kafka: one topic, the partitions of which are the log's.  (The group of instances is the affair of
+`cluster.kafka`.)
 
 *A session* (`KafkaWriter`) is one idempotent producer with acks=all, made for one epoch of one partition and never used
 for another.  *An append* is one batch built here (one batch of Kafka is atomic), so aiokafka's own batching, whose
@@ -144,6 +144,7 @@ class KafkaLog:
             **(client_options or {}),
         }
         self._client: AIOKafkaClient | None = None  # for the lock
+        self._opening_client = asyncio.Lock()
         self._pointers: AIOKafkaConsumer | None = None
         self._opening_pointers = asyncio.Lock()
         self._idle: dict[int, list[AIOKafkaConsumer]] = {partition: [] for partition in range(partitions)}
@@ -290,26 +291,32 @@ class KafkaLog:
             return None
 
     async def _init_producer_id(self, transactional_id: str) -> tuple[int, int]:
-        if self._client is None:
-            client = AIOKafkaClient(**self._options)
-            try:
-                await client.bootstrap()
-            except BaseException:
-                await client.close()
-                raise
-            self._client = client
+        client = await self._lock_client()
         while True:
             try:
-                node = await self._client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+                node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
                 request = InitProducerIdRequest(transactional_id, _TRANSACTION_TIMEOUT_MS)
-                answer = await self._client.send(node, request, group=ConnectionGroup.COORDINATION)
+                answer = await client.send(node, request, group=ConnectionGroup.COORDINATION)
                 error = for_code(answer.error_code)
                 if error is NoError:
                     return answer.producer_id, answer.producer_epoch
                 raise error()
             except _TRANSIENT:
-                await self._client.force_metadata_update()
+                await client.force_metadata_update()
                 await asyncio.sleep(0.05)
+
+    async def _lock_client(self) -> AIOKafkaClient:
+        """One for all partitions, which are acquired side by side."""
+        async with self._opening_client:
+            if self._client is None:
+                client = AIOKafkaClient(**self._options)
+                try:
+                    await client.bootstrap()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
+            return self._client
 
     # ------------------------------------------------------------ reading
 

@@ -176,6 +176,18 @@ async def test_the_broker_refuses_a_former_session(log: KafkaLog) -> None:
     assert await everything(log) == [b"older", b"still", b"younger", b"goes on"]
 
 
+async def test_sessions_that_open_side_by_side_share_a_client(kafka_bootstrap: str, topic: str) -> None:
+    """As all lanes do at start: each client that was made beside it would be left open, with its tasks, for ever."""
+    log = KafkaLog(kafka_bootstrap, topic, 4)
+    await log.open()
+    writers = await asyncio.gather(*(log.writer(partition) for partition in range(4)))
+    for writer in writers:
+        await writer.close()
+    await log.close()
+    left = [task for task in asyncio.all_tasks() if "AIOKafka" in repr(task.get_coro())]
+    assert not left
+
+
 async def test_without_the_lock_the_epochs_decide(
     kafka_bootstrap: str, topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
