@@ -5,9 +5,9 @@ fault, for a command that was accepted before it: the first moment at which some
 left.  It is counted for each partition that the victim owned and in which it left something to be worked on.
 
 *A gap* is the longest time between two answers of a partition's probe while the fault lasted, whatever it came from:
-on a small machine also from processes that start.  *A hand-over* is the time between the two answers round the change
-of a partition's owner, where that was planned: what callers of that partition had to wait.  Both hold the probe's
-own pause, 50 ms.
+on a small machine also from processes that start; it holds the probe's own pause, 50 ms.  *A hand-over* is what a
+caller of the partition had to wait round the change of its owner, where that was planned: from asking, after the last
+answer before the change, to the first answer after it, all refusals and repetitions in between included.
 """
 
 from __future__ import annotations
@@ -137,13 +137,16 @@ def handovers(
     """Seconds, one for each planned change of an owner; ``clock`` is the time of day less the monotonic one (s)."""
     found = []
     for partition, line in reigns.items():
-        times = [answer.answered for answer in probes[partition] if not answer.error]
         for reign in line:
             at = reign.at / 1000 - clock
-            before = [time for time in times if time <= at][-1:]
-            after = [time for time in times if time > at][:1]
-            if strike.planned and strike.began <= at <= strike.ended and before and after:
-                found.append(after[0] - before[0])
+            if not strike.planned or not strike.began <= at <= strike.ended:
+                continue
+            answers = [answer for answer in probes[partition] if not answer.error]
+            last = max((answer.answered for answer in answers if answer.answered <= at), default=-math.inf)
+            asked = min((answer.asked for answer in probes[partition] if answer.asked >= last), default=math.inf)
+            first = min((answer.answered for answer in answers if answer.answered > at), default=-math.inf)
+            if first > asked:
+                found.append(first - asked)
     return found
 
 

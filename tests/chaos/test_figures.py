@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from tests.chaos.book import Reign
 from tests.chaos.checker import Answer, Story
@@ -45,12 +46,13 @@ def test_the_gap_is_the_longest_silence_round_the_fault() -> None:
     assert gaps(strike, {0: []}) == {0: pytest.approx(3.0)}
 
 
-def test_a_hand_over_is_the_silence_round_a_change_of_owner() -> None:
-    """Only where it was planned, and only that silence, however long others were."""
+def test_a_hand_over_is_how_long_a_caller_waited_round_a_change_of_owner() -> None:
+    """Only where it was planned, and only that wait: not the probe's pause before it, not what others waited."""
     strike = Strike(fault="rolling restart", began=100.0, ended=110.0, planned=True)
     reigns = {0: [Reign(0, "a", 90_000 + 50_000), Reign(50, "b", 102_200 + 50_000)]}
-    probes = {0: [probe(at) for at in (99.9, 102.0, 102.4, 106.0)]}
-    assert handovers(strike, reigns, probes, clock=50.0) == [pytest.approx(0.4)]
+    calls = [(99.8, 99.9, ""), (101.9, 102.0, ""), (102.05, 102.1, "no_owner"), (102.15, 102.4, ""), (102.5, 106.0, "")]
+    probes = {0: [structs.replace(probe(answered, error), asked=asked) for asked, answered, error in calls]}
+    assert handovers(strike, reigns, probes, clock=50.0) == [pytest.approx(0.35)]
     strike.planned = False
     assert handovers(strike, reigns, probes, clock=50.0) == []
 
