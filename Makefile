@@ -2,6 +2,7 @@
 #
 #   setup   a virtual environment in .venv with the locked dependencies (quick when nothing has changed)
 #   demo    orders through an outage and a kill -9, then an audit of every ledger
+#   demo-cluster  three instances on one Kafka: orders through a kill -9, a newcomer and a drain; then the same audit
 #   test    all of it: style, types, layers, tests (with a real Kafka, fetched once)
 #   check   style, types and layers only             fast    the tests that need no socket
 #   fuzz    the decoders under random input          bench   what it costs, beside the floors
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := coordinator bench clients/python tests deploy
 
-.PHONY: setup demo test check fast fuzz bench soak chaos proto lock clean kafka deploy-check sim spec
+.PHONY: setup demo demo-cluster test check fast fuzz bench soak chaos proto lock clean kafka deploy-check sim spec
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -37,6 +38,14 @@ $(READY): requirements-dev.lock pyproject.toml clients/python/pyproject.toml Mak
 
 demo: $(READY)
 	@$(BIN)/coordinator demo
+
+# A Kafka of one broker (BROKERS=3: three) for as long as the demo takes, or the one of KAFKA_BOOTSTRAP.
+demo-cluster: $(READY) kafka
+	@if test -n "$$KAFKA_BOOTSTRAP"; then exec $(BIN)/python -m coordinator.demo.group; fi; \
+	data=$$(mktemp -d); trap '$(BIN)/python -m coordinator.testing.kafka stop --data $$data/kafka; rm -rf $$data' EXIT; \
+	echo "starting a Kafka of $(or $(BROKERS),1) in $$data"; \
+	export $$($(BIN)/python -m coordinator.testing.kafka start --nodes $(or $(BROKERS),1) --data $$data/kafka) && \
+	$(BIN)/python -m coordinator.demo.group
 
 # pytest comes last, so that its summary is the last line of a log.
 test: check kafka

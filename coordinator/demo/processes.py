@@ -1,4 +1,4 @@
-"""The demo's processes: a daemon and three services, each started, killed and stopped by its own pid.
+"""The demos' processes: daemons and three services, each started, killed and stopped by its own pid.
 
 Children get a process group of their own, so that Ctrl-C reaches the demo alone and it, not the terminal, decides in
 which order they end.  Their output goes to a file each, which is what a failed demo shows.
@@ -104,17 +104,14 @@ class Shop:
         self.tcp = f"127.0.0.1:{free_port()}"
         ports = {name: free_port() for name in SERVICES}
         config = directory / "coordinator.toml"
-        config.write_text(_config(directory, self.http, self.tcp, ports))
+        log = f'kind = "sqlite"\ndata_dir = {json.dumps(str(directory / "log"))}'
+        config.write_text(_config(log, self.http, self.tcp, ports))
         serve = ["-m", "coordinator", "serve", "--config", str(config), "--app", "coordinator.demo.orders:app"]
         self.daemon = Child("coordinator", serve, directory / "daemon.log")
-        self.services = {name: self._service(name, port) for name, port in ports.items()}
-
-    def _service(self, name: str, port: int) -> Child:
-        arguments = ["-m", "coordinator.demo.services", name, "--port", str(port), "--work-ms", str(_WORK_MS)]
-        return Child(name, [*arguments, "--ledger", str(self.ledger(name))], self.directory / f"{name}.log")
+        self.services = {name: service_of(directory, name, port) for name, port in ports.items()}
 
     def ledger(self, name: str) -> Path:
-        return self.directory / f"{name}.db"
+        return ledger_of(self.directory, name)
 
     async def start(self) -> None:
         for service in self.services.values():
@@ -133,7 +130,64 @@ class Shop:
             child.kill_now()
 
 
-def _config(directory: Path, http: str, tcp: str, ports: dict[str, int]) -> str:
+class Instance:
+    """One daemon of several that share a log on Kafka: its process and its addresses."""
+
+    def __init__(self, name: str, directory: Path, bootstrap: str, topic: str, services: dict[str, int]) -> None:
+        self.name = name
+        self.http = f"127.0.0.1:{free_port()}"
+        self.tcp = f"127.0.0.1:{free_port()}"
+        log = (
+            f'kind = "kafka"\nbootstrap = {json.dumps(bootstrap)}\ntopic = "{topic}"\npartitions = 6\n'
+            f"data_dir = {json.dumps(str(directory / name))}"
+        )
+        config = directory / f"{name}.toml"
+        config.write_text(_config(log, self.http, self.tcp, services))
+        serve = ["-m", "coordinator", "serve", "--config", str(config), "--app", "coordinator.demo.orders:app"]
+        self.process = Child(name, serve, directory / f"{name}.log")
+
+
+class Chain:
+    """Three instances on one topic, and the shop's services; as `Shop`, which has one instance and no Kafka."""
+
+    def __init__(self, directory: Path, bootstrap: str, topic: str) -> None:
+        self.directory = directory
+        ports = {name: free_port() for name in SERVICES}
+        self.instances = [Instance(f"instance-{n}", directory, bootstrap, topic, ports) for n in (1, 2, 3)]
+        self.services = {name: service_of(directory, name, port) for name, port in ports.items()}
+
+    @property
+    def children(self) -> list[Child]:
+        """Everybody, in the order in which they may be stopped."""
+        return [*(instance.process for instance in self.instances), *self.services.values()]
+
+    async def start(self) -> None:
+        for child in reversed(self.children):
+            await child.start()
+
+    async def stop(self) -> None:
+        """Stops what still runs."""
+        for child in self.children:
+            await child.stop()
+
+    def kill_now(self) -> None:
+        """Leaves nothing behind where `stop` could not run to its end."""
+        for child in self.children:
+            child.kill_now()
+
+
+def service_of(directory: Path, name: str, port: int) -> Child:
+    """One of the shop's services, with a ledger of its own."""
+    arguments = ["-m", "coordinator.demo.services", name, "--port", str(port), "--work-ms", str(_WORK_MS)]
+    return Child(name, [*arguments, "--ledger", str(ledger_of(directory, name))], directory / f"{name}.log")
+
+
+def ledger_of(directory: Path, name: str) -> Path:
+    """Where a service writes down what it did."""
+    return directory / f"{name}.db"
+
+
+def _config(log: str, http: str, tcp: str, ports: dict[str, int]) -> str:
     """The daemon's configuration: short intervals, so that an outage of seconds shows all that one of hours would."""
     services = "\n".join(
         f'[services.{name}]\nurl = "http://127.0.0.1:{port}"\ntimeout = "2s"\n'
@@ -147,8 +201,7 @@ slow_retry_interval = "200ms"
 retry_jitter = "100ms"
 
 [log]
-kind = "sqlite"
-data_dir = {json.dumps(str(directory / "log"))}
+{log}
 
 [listen]
 http = "{http}"

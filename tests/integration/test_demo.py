@@ -63,6 +63,24 @@ async def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path) -> N
     assert any(kept in line for line in lines)
 
 
+async def test_three_instances_lose_one_get_one_and_let_one_go(kafka_bootstrap: str, tmp_path: Path) -> None:
+    """`make demo-cluster`, small: a kill -9 under load, a take-over, a newcomer, a drain, and a clean audit."""
+    demo = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coordinator.demo.group", "--bootstrap", kafka_bootstrap, "--orders", "900"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    output = (await demo.communicate())[0].decode()
+    assert demo.returncode == 0, output
+    (takeover,) = re.findall(r"the others act for all of them ([0-9.]+) s later", output)
+    assert float(takeover) < 5
+    assert "exit code 0" in output
+    assert "audit: every order is wholly done" in output
+    assert children_of(tmp_path) == []
+    assert os.listdir(tmp_path) == []
+
+
 def test_orders_are_the_same_for_the_same_seed() -> None:
     """A demo that fails can be played again; each of the three services has something to refuse."""
     assert make_orders(1000, 7) == make_orders(1000, 7) != make_orders(1000, 8)
