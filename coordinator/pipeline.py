@@ -89,6 +89,7 @@ class Pipeline:
         append_timeout_ms: int,
         probe: Callable[[str, str], Any],
         snapshots: SnapshotSettings | None = None,
+        group_name: str = "",
     ) -> None:
         self.log = log
         self.engine = engine
@@ -99,6 +100,7 @@ class Pipeline:
         self.random = random
         self.instance = instance
         self.address = address
+        self.group_name = group_name
         self.append_timeout_ms = append_timeout_ms
         self.probe = probe
         self.snapshot_settings = snapshots or SnapshotSettings()
@@ -132,6 +134,7 @@ class Pipeline:
             address=self.address,
             append_timeout_ms=self.append_timeout_ms,
             clock=self.now,
+            group=self.group_name,
             on_garbage=self._garbage,
         )
 

@@ -26,11 +26,11 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from coordinator.engine.snapshots import Whole, complete
-from coordinator.errors import CorruptLog
+from coordinator.errors import CorruptLog, StartupError
 from coordinator.log.base import Log, LogError
 from coordinator.model.damaged import SNAPSHOT, Damaged
 from coordinator.model.ids import position as place
-from coordinator.model.records import Link, Snapshot
+from coordinator.model.records import Epoch, Link, Snapshot
 from coordinator.wire.codec import EPOCH, header, read
 
 CHAIN_MAX: Final = 64
@@ -215,6 +215,35 @@ class _Reader(NamedTuple):
                     return
                 yield batch
                 await asyncio.sleep(0)  # a long search leaves room for health checks and signals
+
+
+# ---------------------------------------------------------------- whose log it is
+
+GROUP_RECORDS: Final = 1_000
+
+
+async def check_group(log: Log, name: str, *, timeout_ms: int = 5_000) -> None:
+    """Raises StartupError if the log is another group's: two groups on one log would fence each other for ever.
+
+    The log's first Epochs tell; where there is none near its start, nothing is said.
+    """
+    reader = _Reader(log, 0, timeout_ms / 1000)
+    with contextlib.suppress(LogError, CorruptLog, TimeoutError):  # whoever acquires will meet that, and say so
+        async with asyncio.timeout(reader.timeout_s):
+            first, _ = await log.bounds(0)
+        async with contextlib.aclosing(reader.batches(first)) as batches:
+            async for batch in batches:
+                for offset, data in batch:
+                    record = read(data, partition=0, offset=offset) if _part(0, offset, data) is True else None
+                    if isinstance(record, Epoch) and record.group:
+                        if record.group != name:
+                            raise StartupError(
+                                f"the log belongs to the group {record.group!r}, and this instance is one of {name!r}: "
+                                "give it that name (coordinator.name), or a log of its own (log.topic, log.data_dir)"
+                            )
+                        return
+                    if offset - first > GROUP_RECORDS:
+                        return
 
 
 # ---------------------------------------------------------------- when to take one

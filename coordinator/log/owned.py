@@ -66,9 +66,9 @@ OnRecords = Callable[[list[tuple[int, Record | Damaged]]], None]
 class OwnedPartition:
     """One attempt to own one partition: `acquire` once, then `append` and `check`, then `close`, always.
 
-    ``instance`` and ``address`` go into the Epoch record, so that others know whom to ask.  ``append_timeout_ms`` is
-    how long an append may take, of which the last quarter is kept for looking in the log for one that was not
-    answered; ``acquire_timeout_ms``
+    ``instance``, ``address`` and ``group`` go into the Epoch record, so that others know whom to ask.
+    ``append_timeout_ms`` is how long an append may take, of which the last quarter is kept for looking in the log for
+    one that was not answered; ``acquire_timeout_ms``
     bounds the opening of the session.  ``clock`` gives milliseconds since 1970 for the Epoch record.  ``on_garbage`` is
     told of bytes of nobody that are found between our own records while we own: they are passed over, not forgotten.
     """
@@ -87,12 +87,14 @@ class OwnedPartition:
         acquire_timeout_ms: int = 15_000,
         token: Callable[[], bytes] = new_token,
         on_garbage: Callable[[Damaged], None] = _ignored,
+        group: str = "",
     ) -> None:
         self.partition = partition
         self.token = token()
         self._log = log
         self._instance = instance
         self._address = address
+        self._group = group
         self._clock = clock
         self._append_timeout_s = append_timeout_ms / 1000
         self._acquire_timeout_s = acquire_timeout_ms / 1000
@@ -153,7 +155,7 @@ class OwnedPartition:
                 self._writer = await self._log.writer(self.partition)
         except TimeoutError as error:
             raise LogError(f"the log opened no session within {self._acquire_timeout_s:g} s") from error
-        epoch = encode(Epoch(SCHEMA, self.token, self._clock(), self._instance, self._address))
+        epoch = encode(Epoch(SCHEMA, self.token, self._clock(), self._instance, self._address, self._group))
         with contextlib.suppress(Unknown, TimeoutError):
             async with asyncio.timeout(self._append_timeout_s):
                 await self._writer.append([epoch])

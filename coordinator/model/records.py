@@ -39,13 +39,17 @@ class Failure(Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 class Epoch(Struct, frozen=True, array_like=True, tag_field="kind", tag=0):
-    """One ownership of the partition begins; its own offset is the epoch number."""
+    """One ownership of the partition begins; its own offset is the epoch number.
+
+    ``group`` is the name of the instances that share the log, so that another group notices that it is not its own.
+    """
 
     schema: int
     token: bytes
     at: int
     instance: str
     address: str
+    group: str = ""
 
 
 class Submitted(Struct, frozen=True, array_like=True, tag_field="kind", tag=1):

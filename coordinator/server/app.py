@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 import coordinator
+from coordinator import recovery
 from coordinator.cluster.base import Member, Membership
 from coordinator.cluster.group import Group
 from coordinator.engine.engine import Engine
@@ -87,6 +88,7 @@ class Daemon:
         try:
             if not await self._opened(store):
                 return 0
+            await recovery.check_group(store, self.config.coordinator.name)
             return await self._serve(store)
         finally:
             await store.close()
@@ -124,6 +126,7 @@ class Daemon:
             address="",
             append_timeout_ms=int(config.log.append_timeout),
             probe=probe,
+            group_name=config.coordinator.name,
             snapshots=SnapshotSettings(
                 recovery_target_ms=int(config.coordinator.recovery_target),
                 retain_ms=int(config.log.retain),

@@ -19,6 +19,7 @@ from coordinator.model.ids import CommandId
 from coordinator.model.records import KINDS, SCHEMA, Control, Epoch, Failure, Outcome, Submitted, raw, unraw
 from coordinator.wire.codec import AT_MAX, EPOCH, decode, encode, header, key_of, read, stored
 
+APPENDED_TO = {"epoch.v1"}  # written before a field was appended within the same schema version
 GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "records").glob("*.json"))
 TOKEN = bytes(range(8))
 
@@ -66,17 +67,31 @@ def test_golden_bytes_keep_their_meaning(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_golden_records_encode_to_the_same_bytes(path: Path) -> None:
-    """The current schema version has one spelling."""
+    """The current schema version has one spelling; a record from before a field was appended gets that field's
+    default behind it."""
     golden = load(path)
     if golden["schema"] == SCHEMA:
         data = bytes.fromhex(golden["bytes"])
-        assert encode(decode(data, partition=0, offset=0)) == data
+        again = encode(decode(data, partition=0, offset=0))
+        assert array(again)[: len(array(data))] == array(data)
+        assert again == data or path.stem in APPENDED_TO
+
+
+def test_only_records_with_an_appended_field_are_spelt_anew() -> None:
+    """The list of exceptions does not grow by itself."""
+    shorter = {path.stem for path in GOLDEN if len(array(bytes.fromhex(load(path)["bytes"]))) < _elements(load(path))}
+    assert shorter == APPENDED_TO
+
+
+def _elements(golden: dict[str, Any]) -> int:
+    kinds = {kind.__name__: kind for kind in KINDS.values()}
+    return 1 + len(kinds[golden["kind"]].__struct_fields__)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_elements_behind_the_known_ones_are_tolerated(path: Path) -> None:
     """A later build of the same schema version may append fields; an older reader passes over them."""
-    data = bytes.fromhex(load(path)["bytes"])
+    data = encode(decode(bytes.fromhex(load(path)["bytes"]), partition=0, offset=0))
     longer = msgspec.msgpack.encode([*array(data), "appended", {"later": True}])
     assert decode(longer, partition=0, offset=0) == decode(data, partition=0, offset=0)
 
