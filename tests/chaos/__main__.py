@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import random
 import signal
 import sys
@@ -17,14 +18,11 @@ from pathlib import Path
 import msgspec
 
 from coordinator.testing.kafka import Cluster, install
-from tests.chaos.chaos_app import STEPS
-from tests.chaos.checker import Answer, judge
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.figures import Row, Strike, Target, gaps, handovers, table, takeovers
+from tests.chaos.figures import Row, Target, table
 from tests.chaos.network import Network, enter, network
-from tests.chaos.stage import DAEMONS, Stage, staged
-
-OTHER = "none"  # the row of what happened between the faults
+from tests.chaos.reckoning import reckon
+from tests.chaos.stage import DAEMONS, staged
 
 
 async def round_of(
@@ -45,60 +43,12 @@ async def round_of(
         await stage.load.stop()
         await stage.ended()
         stops = await asyncio.gather(*(instance.drain() for instance in stage.instances))
-        rows, faulty = _reckon(stage, strikes)
+        account = stage.account(strikes)
+        (stage.directory / "account").write_bytes(msgspec.json.encode(account))
+        rows, faulty = reckon(account)
         rows[-1].complaints += [each for each in (complaint, *stops) if each]
-        return rows, faulty
-
-
-def _reckon(stage: Stage, strikes: list[Strike]) -> tuple[list[Row], list[str]]:
-    """The round is over: compares, measures, and sorts everything by the fault during which it was asked for."""
-    ledgers, stories = stage.ledgers(), stage.book.stories
-    probes = [answer for answers in stage.load.probes.values() for answer in answers]
-    answers = [*stage.load.answers, *probes]
-    (stage.directory / "answers").write_bytes(msgspec.json.Encoder().encode_lines(answers))
-    (stage.directory / "strikes").write_bytes(msgspec.json.encode([strikes, stage.book.reigns, stage.clock]))
-    verdict = judge(answers, stories, ledgers, {"Order": STEPS, "Probe": ()})
-    entries = [entry for ledger in ledgers.values() for entry in ledger]
-    rows = {strike.fault: Row(fault=strike.fault) for strike in strikes} | {OTHER: Row(fault=OTHER)}
-    for strike in strikes:
-        found = takeovers(strike, stage.book.reigns, stories, entries)
-        longest = gaps(strike, stage.load.probes)
-        rows[strike.fault].add(
-            Row(
-                fault=strike.fault,
-                strikes=1,
-                takeovers=list(found.values()),
-                handovers=handovers(strike, stage.book.reigns, stage.load.probes, stage.clock),
-                gaps=list(longest.values()),
-                complaints=strike.complaints,
-            )
-        )
-    first: dict[str, Answer] = {}
-    for answer in sorted(answers, key=lambda answer: answer.asked):
-        row = rows[_during(answer.asked, strikes)]
-        row.commands += answer.id not in first
-        row.answers += 1
-        row.errors += bool(answer.error)
-        if answer.error:
-            row.complaints.append(_sentence(answer))
-        first.setdefault(answer.id, answer)
-    for id in {fault.id for fault in verdict.lost}:
-        rows[_during(first[id].asked if id in first else 0, strikes)].lost += 1
-    for id in {fault.id for fault in verdict.contradicted}:
-        rows[_during(first[id].asked if id in first else 0, strikes)].contradicted += 1
-    disagreements = stage.book.disagreements()
-    print(f"{stage.book.void} records of former owners were void")
-    return list(rows.values()), [*map(str, verdict.lost), *map(str, verdict.contradicted), *disagreements]
-
-
-def _sentence(answer: Answer) -> str:
-    lasted = answer.answered - answer.asked
-    return f"{answer.call} of {answer.id!r} over {answer.transport} ended with {answer.error} after {lasted:.1f} s"
-
-
-def _during(at: float, strikes: list[Strike]) -> str:
-    """The fault that was on at that time; what follows a fault before the next one belongs to it."""
-    return next((strike.fault for strike in reversed(strikes) if strike.began <= at), OTHER)
+        print(f"{stage.book.void} records of former owners were void")
+        return rows, [*faulty, *stage.book.disagreements()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--session", type=int, default=6, help="seconds after which the group misses a silent member")
     parser.add_argument("--workers", type=int, default=8, help="clients, each with one command at a time")
     options = parser.parse_args(arguments)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # brokers go away here, and it tells of each
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which lets everything be taken down
     install()  # from outside: the namespace has no way out
     enter()

@@ -22,7 +22,8 @@ from tests.chaos.figures import Strike
 from tests.chaos.instances import ROOT, Instance
 from tests.chaos.load import Load
 from tests.chaos.network import Network
-from tests.chaos.services import NAMES, Entry, read_ledger
+from tests.chaos.reckoning import Account
+from tests.chaos.services import NAMES, read_ledger
 
 PARTITIONS: Final = 6
 DAEMONS: Final = 3
@@ -117,8 +118,17 @@ class Stage:
                 return
             await asyncio.sleep(0.2)
 
-    def ledgers(self) -> dict[str, list[Entry]]:
-        return {name: read_ledger(self.directory / f"{name}.ledger") for name in NAMES}
+    def account(self, strikes: list[Strike]) -> Account:
+        """What is known when everything has come to its end."""
+        return Account(
+            strikes=strikes,
+            answers=self.load.answers,
+            probes=self.load.probes,
+            stories=self.book.stories,
+            reigns=self.book.reigns,
+            ledgers={name: read_ledger(self.directory / f"{name}.ledger") for name in NAMES},
+            clock=self.clock,
+        )
 
     def strike(self, fault: str, taken: dict[int, int] | None = None) -> Strike:
         return Strike(fault=fault, began=time.monotonic(), taken=taken or {})
