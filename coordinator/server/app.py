@@ -88,7 +88,8 @@ class Daemon:
         try:
             if not await self._opened(store):
                 return 0
-            await recovery.check_group(store, self.config.coordinator.name)
+            if self.config.log.kind == "kafka":
+                await recovery.check_group(store, self.config.coordinator.name)
             return await self._serve(store)
         finally:
             await store.close()
