@@ -26,6 +26,7 @@ VERBS = {
     # verb: (module, attribute, what --help says)
     "serve": ("serve", "serve", "Run the coordinator."),
     "demo": ("demo", "demo", "Run orders through an outage and a kill -9, then audit."),
+    "simulate": ("simulate", "simulate", "Crash your sagas at every append and call, and see what they keep."),
     "submit": ("commands", "submit", "Submit a command."),
     "get": ("commands", "get", "Show a command."),
     "watch": ("commands", "watch", "Follow a command until it ends."),

@@ -7,11 +7,12 @@ that it judges what the instances do as they do it, and everything once more whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from coordinator.lane import Lane
-from coordinator.model.call import Call
+from coordinator.model.call import Call, LocalCall, Request
 from coordinator.model.command import CommandView, Operation, State
 from coordinator.model.damaged import Damaged
 from coordinator.model.records import (
@@ -29,7 +30,7 @@ from coordinator.model.records import (
     Undone,
     unraw,
 )
-from coordinator.testing.simulator.plan import steps_of
+from coordinator.saga import StepCall
 from coordinator.transport.base import Event
 from coordinator.wire.codec import encode, read
 
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
     from coordinator.testing.simulator.process import Process
     from coordinator.testing.simulator.world import World
 
+_PLACE: Final = re.compile(r'File "(?:.*/)?([^"]+)", line (\d+)')
 _ENDED_BY_UNDOING: Final = (State.COMPENSATED, State.FAILED)
+
+
+def _told(request: Request | LocalCall) -> str:
+    if isinstance(request, LocalCall):
+        return f"{request.function.__qualname__}{request.args}"
+    return f"{request.method} {request.service}{request.path} {request.body!r}"
 
 
 class Violation(Exception):
@@ -101,6 +109,12 @@ class Judge:
         self.acted = 0
         self._parts: list[dict[bytes, int]] = [{} for _ in range(partitions)]  # of snapshots, while they come
         self.covered = [0] * partitions  # below that, a whole snapshot that counts has everything
+        self.declared: dict[tuple[str, str], StepCall] = {}  # by command and step
+        self.left: dict[
+            tuple[str, str], None
+        ] = {}  # type and step: live without undo, and the command did not complete
+        self.harmless: set[str] = set()  # keys of calls that change nothing
+        self._requests: dict[str, Request | LocalCall] = {}  # by key
         self.controls: set[tuple[str, str]] = set()  # asked of a command, and valid; perhaps behind its end
 
     def hold(self, so: bool, otherwise: str) -> None:
@@ -127,6 +141,8 @@ class Judge:
             valid = record.token == self.token[partition]
             log.append((record, valid))
             self._world.note("landed", partition, offset, valid, data)
+            if self._world.users and isinstance(record, StepFailed) and valid and not record.step:
+                self._poisoned(record)
             if isinstance(record, Snapshot):
                 self._snapshot(partition, record, valid)
             elif valid and not isinstance(record, (Epoch, Registered)):
@@ -192,8 +208,30 @@ class Judge:
             told = f"{process.name} acquired partition {lane.partition} at {lane.epoch} with {id} as {known.get(id)}"
             self.hold(known.get(id) == counted.get(id), f"{told}, the log has {counted.get(id)}")
 
+    def _poisoned(self, record: StepFailed) -> None:
+        """A user's command cannot go on."""
+        fold, failure = self.folds.get(record.id), record.failure
+        type = fold.records[0][1].type if fold is not None else record.id  # type: ignore[union-attr]
+        places = _PLACE.findall(failure.traceback or "")
+        where = " ({}, line {})".format(*places[-1]) if places else ""
+        self.hold(False, f"{type} cannot go on: {failure.message}{where}")
+
+    def _asked(self, process: Process, call: Call) -> None:
+        """The same step is asked for by the same request each time; what it declares is remembered."""
+        command = process.engine.commands.get(call.command)
+        execution = command.execution if command is not None else None
+        declared = execution.calls.get(call.step) if execution is not None else None
+        if declared is not None:
+            self.declared[call.command, call.step] = declared
+        if not self._world.ledger.has_effect(call):
+            self.harmless.add(call.key)
+        first = self._requests.setdefault(call.key, call.request)
+        same = first == call.request or isinstance(call.request, LocalCall)
+        self.hold(same, f"step {call.step} is asked for by {_told(call.request)}, and was by {_told(first)}")
+
     def called(self, process: Process, call: Call) -> None:
         """A call leaves: it rests on an epoch in the log, and on no end that this instance's epoch had seen."""
+        self._asked(process, call)
         self._world.calls += 1
         self._world.note("call", process.name, call.key, call.fence)
         log = self.log[call.partition]
@@ -206,7 +244,7 @@ class Judge:
         ended = fold.finished is not None and fold.records[-1][0] < call.epoch
         self.hold(not ended, f"{process.name} called {call.key} of a command that ended before its epoch")
         service = call.request.service
-        limit = self._world.plan.max_in_flight
+        limit = process.engine.service(service).settings.max_in_flight
         count = process.wire.in_flight(service)
         self.hold(count <= limit, f"{process.name} has {count} calls of {service} in flight, at most {limit} may be")
 
@@ -264,7 +302,7 @@ class Judge:
             if fold is None or fold.finished is None:
                 self.hold(False, f"{order.id} never ended")
             else:
-                self._effects(order.id, fold, {node.name: node.undoable for node in steps_of(order.tree.root)})
+                self._effects(order.id, fold)
         for process in self._world.living():
             left = process.pipeline.watchers.ids()
             self.hold(not left, f"{process.name} has watchers that nobody waits with: {left}")
@@ -281,7 +319,7 @@ class Judge:
         owners = self.owners(partition)
         self.hold(len(owners) == 1, f"partition {partition} is owned by {owners or 'nobody'}")
 
-    def _effects(self, id: str, fold: Fold, undoable: dict[str, bool]) -> None:
+    def _effects(self, id: str, fold: Fold) -> None:
         """Live is what is recorded and not undone; what ended by undoing has nothing left that can be undone."""
         assert fold.finished is not None
         state = fold.finished.state
@@ -290,15 +328,25 @@ class Judge:
         order = [key.split("/")[1] for key in ledger.undone if key.startswith(f"{id}/")]
         late = fold.dead_undos() if fold.contrary else set()
         order = [step for step in order if step not in late]
+        if any("#" in step for step in outcomes):  # a second try: the first one was undone for itself
+            order = []
         backwards = sorted(order, key=lambda step: outcomes.index(step) if step in outcomes else -1, reverse=True)
         self.hold(order == backwards, f"{id} was undone in the order {order}, its outcomes are {outcomes}")
         if state == State.ABORTED:
             return  # an operator has ended it as it stood
         live = {key.split("/")[1] for key in ledger.live if key.startswith(f"{id}/")}
-        recorded = set(outcomes) - set(undone)
-        self.hold(live == recorded, f"{id} is {state}: live {sorted(live)}, recorded and not undone {sorted(recorded)}")
-        left = {step for step in live if undoable[step]}
+        recorded = {step for step in set(outcomes) - set(undone) if f"{id}/{step}" not in self.harmless}
+        stray, gone = sorted(live - recorded), sorted(recorded - live)
+        self.hold(
+            not stray, f"{id} is {state}, the effect of {stray} is live, and the log has no outcome of it to undo"
+        )
+        self.hold(
+            not gone, f"{id} is {state}, the outcome of {gone} is recorded and not undone, and its effect is gone"
+        )
+        left = {step for step in live if (id, step) in self.declared and self.declared[id, step].undo is not None}
         if state in _ENDED_BY_UNDOING:
+            type = fold.records[0][1].type  # type: ignore[union-attr]
+            self.left |= {(type, step): None for step in sorted(live - left)}
             self.hold(not left, f"{id} is {state} with live effects {sorted(left)}")
         else:
             self.hold(fold.aborted is False, f"{id} is {state} after an abort")

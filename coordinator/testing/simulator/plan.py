@@ -6,7 +6,7 @@ they were: that is what makes shrinking work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -125,12 +125,35 @@ def _node(random: Random, depth: int, names: Iterator[int]) -> Node:
     return Node(kind, parts=parts, catches=kind == "sequence" and random.random() < 0.2)
 
 
+class Example(Struct, frozen=True):
+    """A command of a user's, as it is submitted: of a type of his application, or with its definition."""
+
+    type: str | None = None
+    payload: Any = None
+    definition: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.type or str((self.definition or {}).get("name", "the definition"))
+
+
+class Crash(Struct, frozen=True):
+    """The process dies at its ``number``-th append (or call), from 1, before that is sent or after it has landed."""
+
+    kind: str  # append, call
+    number: int
+    after: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.number}:{'after' if self.after else 'before'}"
+
+
 class Order(Struct, frozen=True):
     """One client's wish: the command, when it is sent (s), how its client behaves, and its deadline if it has one."""
 
     number: int
     id: str
-    tree: Tree
+    tree: Tree | Example
     at: float
     style: str
     timeout: str | None
@@ -138,21 +161,22 @@ class Order(Struct, frozen=True):
     twin: bool  # whether somebody else sends the very same
 
     @property
-    def payload(self) -> Any:
-        return msgspec.to_builtins(self.tree)
+    def example(self) -> Example:
+        return self.tree if isinstance(self.tree, Example) else Example("Tree", msgspec.to_builtins(self.tree))
 
 
 STYLES: Final = ("waits", "watches", "polls", "leaves")
 
 
-def _order(seed: int, number: int, until: float) -> Order:
+def _order(seed: int, number: int, until: float, examples: Sequence[Example]) -> Order:
     random = stream(seed, "order", number)
     names = iter(range(1000))
     root = Node("sequence", parts=tuple(_node(random, 1, names) for _ in range(random.randint(1, 3))))
+    tree = Tree(root, random.choices(("well", "fails", "poison"), (10, 1, 0.5))[0])
     return Order(
         number,
         f"c{number}-{seed}",
-        Tree(root, random.choices(("well", "fails", "poison"), (10, 1, 0.5))[0]),
+        examples[number % len(examples)] if examples else tree,
         random.uniform(0, until * 0.8),
         random.choices(STYLES, (4, 4, 2, 1))[0],
         random.choice((None, None, None, None, "700ms", "4s")),
@@ -199,10 +223,40 @@ class Plan(Struct, frozen=True):
     retain_ms: int
     pace: float  # how long a service takes (s), at most
     rates: dict[str, float]
+    services: tuple[str, ...] = SERVICES
+    crash: Crash | None = None
+    declining: str = ""  # a step that is refused for good
 
 
-def plan(seed: int, cut: Cut = WHOLE) -> Plan:
-    """The plan of a seed, smaller by ``cut``."""
+def calm(examples: Sequence[Example], services: tuple[str, ...], *, crash: Crash | None, declining: str) -> Plan:
+    """One instance, one command at a time, and nothing goes wrong but what is asked for."""
+    orders = tuple(
+        Order(number, f"c{number}", each, 0.5 * number, "waits", None, 0, False) for number, each in enumerate(examples)
+    )
+    return Plan(
+        seed=0,
+        group=False,
+        instances=1,
+        partitions=1,
+        orders=orders,
+        until=0.5 * len(orders) + 0.2,
+        faults=frozenset(),
+        max_commands=50,
+        max_in_flight=64,
+        recovery_target_ms=5_000,
+        retain_ms=0,
+        pace=0.002,
+        rates=dict.fromkeys(_ODDS, 0.0),
+        services=services,
+        crash=crash,
+        declining=declining,
+    )
+
+
+def plan(
+    seed: int, cut: Cut = WHOLE, *, examples: Sequence[Example] = (), services: tuple[str, ...] = SERVICES
+) -> Plan:
+    """The plan of a seed, smaller by ``cut``; with a user's commands in place of random ones, if there are any."""
     random = stream(seed, "plan")
     group = random.random() < 0.6
     instances = random.choice((2, 2, 3, 3, 4) if group else (1, 2, 2, 2))
@@ -217,7 +271,7 @@ def plan(seed: int, cut: Cut = WHOLE) -> Plan:
     rates = {name: odds * random.choice((0.3, 1, 2)) for name, odds in _ODDS.items()}
     rates = {name: odds if name.partition("/")[0] in faults else 0.0 for name, odds in rates.items()}
     numbers = range(count) if cut.commands is None else [each for each in range(count) if each in cut.commands]
-    orders = tuple(_order(seed, number, until) for number in numbers)
+    orders = tuple(_order(seed, number, until, examples) for number in numbers)
     if retain_ms:  # half of the commands come when all that was before is old enough to be deleted
         later = RETAIN_MS / 1000 + until
         orders = tuple(replace(each, at=each.at + later) if each.number % 2 else each for each in orders)
@@ -238,6 +292,7 @@ def plan(seed: int, cut: Cut = WHOLE) -> Plan:
         retain_ms=retain_ms,
         pace=pace,
         rates=rates,
+        services=services,
     )
 
 

@@ -36,7 +36,6 @@ from coordinator.server.metrics import Metrics
 from coordinator.snapshotting import SnapshotSettings
 from coordinator.testing.simulator.membership import SESSION_S, SimulatedMembership
 from coordinator.testing.simulator.network import SERVES_PEER
-from coordinator.testing.simulator.plan import SERVICES
 from coordinator.testing.simulator.services import Wire
 from coordinator.testing.simulator.storage import DistantLog
 from coordinator.testing.virtual import Strand
@@ -215,7 +214,7 @@ class Process:
             name: ServiceSettings(
                 name=name, max_in_flight=plan.max_in_flight, breaker=BreakerSettings(failures=3, reset_ms=300)
             )
-            for name in SERVICES
+            for name in plan.services
         }
         settings = EngineSettings(max_commands=plan.max_commands, slow_retry_interval_ms=100, retry_jitter_ms=50)
         registry = Registry(world.app, dict.fromkeys(services, "http"))

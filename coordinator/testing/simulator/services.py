@@ -10,12 +10,15 @@ Requests and answers travel: they are lost, late and doubled, and a request may 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import json
 
 from coordinator.gateway.base import Done
 from coordinator.gateway.classify import delayed, http_answer
 from coordinator.model.call import Answer, Call
-from coordinator.testing.simulator.plan import SERVICES, script
+from coordinator.testing.simulator.plan import script
 
 if TYPE_CHECKING:
     from coordinator.testing.simulator.process import Process
@@ -36,6 +39,8 @@ class Ledger:
         self._replies: dict[str, Reply] = {}  # remembered for ever
         self._refusals: dict[tuple[str, tuple[int, int]], Reply] = {}  # remembered for one attempt
         self._fences: dict[str, tuple[int, int]] = {}
+        self.bodies: Callable[[Call], Any] = lambda call: {"key": call.key}  # of what is done; a user has his own
+        self.reads: frozenset[str] = frozenset()  # services that have no effects
         self.down: set[str] = set()
         self.live: set[str] = set()
         self.undone: list[str] = []
@@ -54,9 +59,24 @@ class Ledger:
         refusal = self._refusals.get((call.key, fence))
         return refusal if refusal is not None else self._play(call, fence)
 
+    def forgive(self, id: str, step: str) -> None:
+        """A refusal for good is taken back: somebody has seen to what caused it."""
+        for key in (f"{id}/{step}", f"{id}/{step}/undo"):
+            if self._replies.get(key, (200, b""))[0] == 409:
+                del self._replies[key]
+
+    def has_effect(self, call: Call) -> bool:
+        """Whether the call changes anything: what only reads need not be undone, and may be done twice."""
+        request = call.request
+        return request.service not in self.reads and getattr(request, "method", "") not in ("GET", "HEAD")
+
     def _play(self, call: Call, fence: tuple[int, int]) -> Reply | None:
         if call.key not in self._scripts:
-            self._scripts[call.key] = script(self._world.plan.seed, call.key, self._world.plan.rates["services/answer"])
+            plan = self._world.plan
+            turns = script(plan.seed, call.key, plan.rates["services/answer"])
+            if plan.declining and call.key.endswith(f"/{plan.declining}"):
+                turns = ["never"]
+            self._scripts[call.key] = turns
         turns = self._scripts[call.key]
         turn = turns.pop(0) if turns else "ok"
         if turn in ("void", "busy"):
@@ -68,8 +88,9 @@ class Ledger:
             else:
                 self._refusals[call.key, fence] = reply
             return reply
-        self._effect(call)
-        reply = self._replies[call.key] = (200, f'{{"key":"{call.key}"}}'.encode())
+        if self.has_effect(call):
+            self._effect(call)
+        reply = self._replies[call.key] = (200, json.encode(self.bodies(call)))
         return None if turn == "lost" else (500, b'"broken"') if turn == "broken" else reply
 
     def _effect(self, call: Call) -> None:
@@ -103,13 +124,16 @@ class Wire:
             return
         self._sent += 1
         number = self._sent
+        if world.crashes("call", after=False):
+            process.die("before a call")
+            return
         self.under_way[number] = call
         world.judge.called(process, call)
         timeout = (call.timeout_ms or TIMEOUT_S * 1000) / 1000
         answered = delayed("timeout", f"no answer within {timeout:g} s")
         world.loop.call_later(timeout, self._answer, number, done, answered)
         self._travel(number, call, done)
-        if world.chance("crash/call"):
+        if world.chance("crash/call") or world.crashes("call", after=True):
             process.die("after a call")
 
     def _travel(self, number: int, call: Call, done: Done) -> None:
@@ -159,7 +183,7 @@ async def breakdowns(world: World) -> None:
     """Now and then a service goes down for a while."""
     while True:
         await asyncio.sleep(1)
-        for service in SERVICES:
+        for service in world.plan.services:
             if service not in world.ledger.down and world.chance("services/second"):
                 world.fault("service down", service)
                 world.ledger.down.add(service)

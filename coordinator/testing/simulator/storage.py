@@ -125,6 +125,10 @@ class DistantLog(MemoryLog):
             return self._injected.popleft()
         if self.cut_off:
             return world.random.choice((Fault.LOSE_REQUEST, Fault.STALL))
+        if world.crashes("append", after=False):
+            return Fault.CRASH_BEFORE
+        if world.crashes("append", after=True):
+            return Fault.CRASH_AFTER
         if world.chance("crash/append"):
             return world.random.choice((Fault.CRASH_BEFORE, Fault.CRASH_AFTER))
         if world.chance("log/append"):

@@ -73,12 +73,19 @@ class World:
     """See the module.  ``owned`` is what owns a partition: the real one, or a test's broken one."""
 
     def __init__(
-        self, plan: Plan, directory: Path, *, owned: type[OwnedPartition] = OwnedPartition, keep_journal: bool = False
+        self,
+        plan: Plan,
+        directory: Path,
+        *,
+        owned: type[OwnedPartition] = OwnedPartition,
+        keep_journal: bool = False,
+        users: App | None = None,
     ) -> None:
         self.plan = plan
         self.owned = owned
         self.drain: type[Drain] = Drain
-        self.app: App = app()
+        self.users = users is not None  # the commands are a user's
+        self.app: App = app() if users is None else users
         self.random = stream(plan.seed, "run")
         self.loop = VirtualLoop(  # type: ignore[abstract]  # what it lacks must not happen
             stream(plan.seed, "order of callbacks"), self._uncaught
@@ -107,6 +114,7 @@ class World:
         self.clients += [Client(self, order, twin=True) for order in plan.orders if order.twin]
         self._tasks: list[asyncio.Task[None]] = []
         self._calm = 0
+        self._crashed = False  # as the plan wants it, once
 
     # ------------------------------------------------------------ for all who play
 
@@ -127,6 +135,15 @@ class World:
         """Whether this goes wrong now."""
         rate = self.plan.rates[name]
         return self.trouble and rate > 0 and self.random.random() < rate
+
+    def crashes(self, kind: str, *, after: bool) -> bool:
+        """Whether the plan has the process die at this append, or call: the one that was counted last, or is next."""
+        crash = self.plan.crash
+        if crash is None or crash.kind != kind or crash.after != after or self._crashed:
+            return False
+        made = self.appends if kind == "append" else self.calls + (not after)
+        self._crashed = crash.number == made
+        return self._crashed
 
     def latency(self) -> float:
         """Of one message (s): mostly short, now and then long."""
@@ -353,11 +370,16 @@ def simulate(
     journal: bool = False,
 ) -> Report:
     """Runs one seed and says what became of it; the same arguments give the same report, to the last bit."""
+    return play(lambda directory: World(plan(seed, cut), directory, owned=owned, keep_journal=journal), cut)
+
+
+def play(make: Callable[[Path], World], cut: Cut = WHOLE) -> Report:
+    """Runs a world that lives in a directory of its own for so long."""
     directory = Path(tempfile.mkdtemp(prefix="simulation-", dir=_memory()))
     collecting = gc.isenabled()
     gc.disable()  # finalizers run when the collector likes, and not when the seed does
     try:
-        world = World(plan(seed, cut), directory, owned=owned, keep_journal=journal)
+        world = make(directory)
         with _overheard(world), _in_its_time(world):
             world.run()
     finally:
@@ -367,7 +389,7 @@ def simulate(
     judge = world.judge
     ends = Counter(fold.finished.state for fold in judge.folds.values() if fold.finished is not None)
     return Report(
-        seed=seed,
+        seed=world.plan.seed,
         cut=cut,
         violations=tuple(judge.violations),
         trace=world.trace,
