@@ -12,9 +12,9 @@ last word from the log is held back until the lane has looked: under load that c
 stopped for a while and goes on, no service hears.
 
 Where several instances share the log, the group says when a lane acquires (`summon`) and when it hands over (`let_go`):
-no new calls then; when those under way are answered nothing more is taken in, what is left is appended, and the heir is
-told that the partition is free.  Where there is no group, a lane acquires at once, and one that was fenced stands by
-until the owner does not answer any more.
+a Snapshot is taken then, and no new calls are made after it; when those under way are answered nothing more is taken
+in, what is left is appended, and the heir is told that the partition is free.  Where there is no group, a lane acquires
+at once, and one that was fenced stands by until the owner does not answer any more.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Lane:
     @property
     def going(self) -> bool:
         """Whether it is being handed over, or on its way to be acquired."""
-        return not self.acting and not self.standing_by
+        return not self.acting and not self.standing_by and self.stopped is None
 
     def summon(self) -> None:
         """The group: the partition ought to be ours."""
@@ -162,12 +162,13 @@ class Lane:
         if heir == self._heir:
             return
         pipeline = self.pipeline
-        if self._heir is None or heir is None:
-            pipeline.engine.hold(self.partition, held=heir is not None)
+        if heir is None:
+            pipeline.engine.hold(self.partition, held=False)
             pipeline.schedule()
-        if self._heir is None:
+        elif self._heir is None:
             self._let_go_at = pipeline.loop.time() + pipeline.settle_s
             pipeline.loop.call_later(pipeline.settle_s, self.wake.set)
+            self.snapshots.hurry()
             log.info("handing over", partition=self.partition, to=heir)
         self._heir = heir
         self.wake.set()
@@ -333,26 +334,37 @@ class Lane:
     async def _act(self, owned: OwnedPartition) -> str:
         """Acts until the partition is to be handed over and nothing of ours is under way; returns to whom."""
         while self._failure is None:
+            if self._heir is not None and self._settled(self._heir):
+                return self._heir
             if self.outbox:
                 await self._append(owned)
                 self.snapshots.look()
-            elif self._heir is not None and self._settled(self._heir):
-                return self._heir
             elif self._held or self._doubts or not await self._woken():
                 await self._look(owned)
                 self.snapshots.look()
         raise self._failure
 
     def _settled(self, heir: str) -> bool:
-        """Whether no call is under way that is worth waiting for; if so, nothing more is taken in."""
-        pipeline = self.pipeline
+        """Whether the partition can be handed over now: nothing more is taken in, and all is in the log.
+
+        To be asked after each append, whatever waits for the next: under load that is never nothing.  The heir's
+        Snapshot is taken beside the work; then no more calls are started, and those under way are waited for.
+        """
+        pipeline, engine = self.pipeline, self.pipeline.engine
         if self.acting:
-            if pipeline.loop.time() < self._let_go_at and pipeline.engine.calling(self.partition):
+            late = pipeline.loop.time() >= self._let_go_at
+            if self.snapshots.busy and not late:
                 return False
+            if self.partition not in engine.held:
+                engine.hold(self.partition, held=True)
+                pipeline.schedule()
+            if engine.calling(self.partition) and not late:
+                return False
+            pipeline.pump()  # what was answered in this very turn
             self.acting = False
-            self.snapshots.hurry()
+            self.snapshots.close()  # one that took too long is torn
             self.refusal = NoOwner(f"partition {self.partition} is being handed over to {heir}", retry_after_ms=50)
-        return not self.outbox and not self.snapshots.busy
+        return not self.outbox
 
     async def _hand_over(self, heir: str) -> None:
         """Everything is in the log: tells who waits here that the partition is another's, and the heir to take it."""

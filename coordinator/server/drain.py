@@ -1,6 +1,6 @@
 """Stopping without losing anything, and without anybody having to wait for long.
 
-    SIGTERM ─▶ not ready, own clients are refused ─▶ no new calls; those under way are answered ─▶ a Snapshot ─▶
+    SIGTERM ─▶ not ready, own clients are refused ─▶ a Snapshot ─▶ no new calls; those under way are answered ─▶
         each partition is handed to a named peer ─▶ clients that still wait are sent there ─▶ "safe to stop" ─▶ exit 0
 
 Where there is a peer, a command under way is not waited for: it goes on there, and only calls under way are, for

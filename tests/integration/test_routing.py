@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from coordinator.transport.base import Caller, caller
 from coordinator.transport.pb import coordinator_pb2 as pb
 from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
 from tests.integration.daemon import Daemon, Service, config, services
-from tests.integration.routing_kit import ORDER, PARTITIONS, Instance, Seen, World, id_at, world
+from tests.integration.routing_kit import ORDER, PARTITIONS, Instance, Seen, World, id_at, ids, world
 from tests.integration.strangers import TRANSPORTS, frame, read_frame, stranger
 
 
@@ -284,6 +284,29 @@ async def test_a_partition_that_is_handed_over_is_followed(group: World) -> None
         await seen.until("final")
         assert (seen.kinds.count("accepted"), seen.steps) == (1, ["ship", "pay"])
     assert (await a.front.get(id)).state is State.COMPLETED
+
+
+async def test_a_partition_under_load_is_handed_over(group: World) -> None:
+    """There is always something more to append while it is taken in: the hand-over does not wait for a quiet moment."""
+    a, b = await group.start("a", "b")
+    lane = a.pipeline.lanes[0]
+    await group.until(lambda: a.group.now() - lane.acquired_at > HOLD_MS)
+    some = ids("load")
+    seen: list[Seen] = []
+
+    def another(partition: int, records: Sequence[bytes]) -> Fault:
+        if partition == 0 and lane.acting:
+            seen.append(Seen())
+            a.front.submit(order(next(id for id in some if partition_of(id, PARTITIONS) == 0)), seen[-1])
+        return Fault.NONE
+
+    a.log._choose = another
+    another(0, [])
+    await group.until(lambda: len(seen) > 20)
+    group.agree(dict.fromkeys(range(PARTITIONS), "b"))
+    await group.until(lambda: len(b.owned) == PARTITIONS)
+    for each in seen:
+        assert (await each.until("final", "error")).kind == "final"
 
 
 async def test_nobody_owns_the_partition(group: World) -> None:
