@@ -311,6 +311,8 @@ class Lane:
             )
         except LogError as error:
             raise LogUnavailable(f"the log cannot be read: {error}", retry_after_ms=500) from error
+        except CorruptLog as error:
+            raise LogCorrupt(f"partition {partition}: {error}", retry_after_ms=STOPPED_RETRY_MS) from error
         if found is not None and self.acting:
             pipeline.view.put(found)
 

@@ -87,7 +87,7 @@ class Intake(Base):
         if id in self.engine.reserved:
             return self.pipeline.watchers.add(id, second(watcher), want)
         if not self.known(id):
-            return Later(id, watcher, self.surely(id), lambda: self._attach(id, watcher, want))
+            return Later(id, watcher, lambda: self.surely(id), lambda: self._attach(id, watcher, want))
         return Join(self.pipeline.loop, id, watcher, lambda: self._attach(id, watcher, want))
 
     def _attach(self, id: CommandId, watcher: Watcher, want: Want) -> Unwatch:

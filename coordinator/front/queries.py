@@ -48,7 +48,7 @@ class Queries(Base):
 
     def watch(self, id: str, watcher: Watcher, after: str | None = None) -> Unwatch:
         if not self.known(id):
-            return Later(id, watcher, self.surely(id), lambda: self._watch_late(id, watcher, after))
+            return Later(id, watcher, lambda: self.surely(id), lambda: self._watch_late(id, watcher, after))
         seen = self._offset(id, after)
         return Join(self.pipeline.loop, id, watcher, lambda: self._watch(id, watcher, seen))
 

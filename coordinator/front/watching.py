@@ -9,14 +9,16 @@ the event loop the past is read and told and the watcher registered, with nothin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
+import structlog
 from msgspec.structs import replace
 
-from coordinator.errors import CoordinatorError
+from coordinator.errors import CoordinatorError, Internal
 from coordinator.model.command import CommandView
 from coordinator.transport.base import Event, Unwatch, Watcher
+
+log = structlog.get_logger(__name__)
 
 
 class Join:
@@ -40,8 +42,8 @@ class Join:
     def _join(self) -> None:
         try:
             self._unwatch = self._begin()
-        except CoordinatorError as error:
-            self._watcher(Event("error", self._id, error=error))
+        except Exception as error:
+            self._watcher(Event("error", self._id, error=_told(self._id, error)))
 
     def __call__(self) -> None:
         self._handle.cancel()
@@ -55,7 +57,7 @@ class Later:
     __slots__ = ("_begin", "_id", "_task", "_unwatch", "_watcher")
 
     def __init__(
-        self, id: str, watcher: Watcher, first: Coroutine[Any, Any, None], begin: Callable[[], Unwatch]
+        self, id: str, watcher: Watcher, first: Callable[[], Awaitable[None]], begin: Callable[[], Unwatch]
     ) -> None:
         self._id = id
         self._watcher = watcher
@@ -63,17 +65,25 @@ class Later:
         self._unwatch: Unwatch | None = None
         self._task = asyncio.get_running_loop().create_task(self._join(first))
 
-    async def _join(self, first: Coroutine[Any, Any, None]) -> None:
+    async def _join(self, first: Callable[[], Awaitable[None]]) -> None:
         try:
-            await first
+            await first()
             self._unwatch = self._begin()
-        except CoordinatorError as error:
-            self._watcher(Event("error", self._id, error=error))
+        except Exception as error:
+            self._watcher(Event("error", self._id, error=_told(self._id, error)))
 
     def __call__(self) -> None:
         self._task.cancel()
         if self._unwatch is not None:
             self._unwatch()
+
+
+def _told(id: str, error: Exception) -> CoordinatorError:
+    """What a watcher that cannot join is told; also of a mistake of ours, or it would wait for ever."""
+    if isinstance(error, CoordinatorError):
+        return error
+    log.error("a watcher could not join", command=id, exc_info=error)
+    return Internal()
 
 
 def second(watcher: Watcher) -> Watcher:
