@@ -44,6 +44,8 @@ def view(id: str, state: State = State.COMPLETED, result: Any = None) -> Command
 class ScriptedFront:
     """Runs commands at once, unless told to hold them; the payload of some says how to answer."""
 
+    dedupe_horizon_ms = 3_600_000
+
     def __init__(self) -> None:
         self.submitted: list[tuple[Submission, Want]] = []
         self.held: dict[str, Watcher] = {}

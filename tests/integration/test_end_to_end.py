@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from coordinator.wire.codec import decode
 from tests.integration.daemon import Daemon, Service, config, services
 
 ORDER: dict[str, Any] = {
@@ -261,13 +263,16 @@ async def test_a_deadline_that_passed_while_nobody_ran_fires_late(
 async def test_a_record_that_cannot_be_read_stops_the_start(
     world: dict[str, Service], daemons: list[Daemon], tmp_path: Path
 ) -> None:
-    """It names partition, offset and kind, exits with a failure, and skips nothing."""
+    """A kind that this version does not know, written by the owner: it names partition, offset and kind, exits with a
+    failure, and skips nothing."""
     daemon = await started(daemons, tmp_path, config(tmp_path, world))
     async with httpx.AsyncClient(base_url=daemon.http, timeout=30) as client:
         await client.post("/v1/commands", params={"wait": "5s"}, json=order("o-1"))
     assert daemon.stop() == 0
     with sqlite3.connect(tmp_path / "data" / "log.sqlite3") as database:
-        database.execute("UPDATE log_0 SET data = ? WHERE offset = 2", (bytes([0x93, 77, 1, 0xC4, 0]),))
+        (epoch,) = database.execute("SELECT data FROM log_0 WHERE offset = 0").fetchone()
+        unknown = msgspec.msgpack.encode([77, 1, decode(epoch, partition=0, offset=0).token, 0, "o-1"])
+        database.execute("UPDATE log_0 SET data = ? WHERE offset = 2", (unknown,))
     database.close()
     daemon.spawn()
     assert daemon.process is not None
