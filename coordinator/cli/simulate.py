@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TOLD_MAX = 5
 """Mistakes that are told one by one; the others are only counted."""
+
+_NUMBERS = re.compile(r"\d+")  # what differs in them alone is one mistake
 
 
 @click.command()
@@ -215,8 +218,9 @@ def _told(runs: list[Run], sagas: Sagas, again: str) -> int:
     mistakes: dict[str, Run] = {}
     for run in runs:
         for violation in run.report.violations[:1]:
-            mistakes.setdefault(violation, run)
-    for violation, run in list(mistakes.items())[:TOLD_MAX]:
+            mistakes.setdefault(_NUMBERS.sub("", violation), run)
+    for run in list(mistakes.values())[:TOLD_MAX]:
+        violation = run.report.violations[0]
         click.echo(f"MISTAKE: {violation}\n  again: {again} {run.again}")
         if run.peaceful:
             click.echo("  This is without any fault: perhaps an answer of a service lacks something; give --examples.")

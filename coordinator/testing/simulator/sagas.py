@@ -30,6 +30,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from coordinator.engine.registry import Registry
+from coordinator.errors import CoordinatorError
 from coordinator.model.call import Call
 from coordinator.saga import App
 from coordinator.testing.simulator.examples import CannotMakeUp, made_up
@@ -74,6 +76,19 @@ class Sagas:
         self._reads = frozenset(examples.reads)
         self.examples = examples.commands or tuple(_made_up(app))
         self.services = tuple(sorted({*_services(app), *examples.answers, *_named(self.examples)})) or ("service",)
+        self._check()
+
+    def _check(self) -> None:
+        """What a daemon would not admit is no use here."""
+        registry = Registry(self.app, dict.fromkeys(self.services, "http"))
+        for example in self.examples:
+            try:
+                if example.definition is not None:
+                    registry.resolve_inline(example.definition)
+                else:
+                    registry.resolve(example.type or "").check_payload(example.payload)
+            except CoordinatorError as refusal:
+                raise Unusable(f"{example.name}: {refusal}") from None
 
     # ------------------------------------------------------------ runs
 
