@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, NoReturn
 
 import structlog
@@ -478,6 +479,8 @@ class Lane:
 
     def _unavailable(self, reason: str) -> None:
         log.error("the log is not available; nothing is accepted or called", partition=self.partition, reason=reason)
+        if self.pipeline.group is not None:
+            self.owner = None  # who fenced us once is not what hinders us now: the next attempt comes later each time
         self.refusal = LogUnavailable(reason, retry_after_ms=500)
 
     def _corrupt(self, error: CorruptLog) -> None:
@@ -546,7 +549,7 @@ class Lane:
         try:
             async with (
                 asyncio.timeout(self.pipeline.append_timeout_ms / 1000),
-                contextlib.aclosing(self.pipeline.log.read(self.partition, start)) as reading,
+                contextlib.aclosing(self._read_from(start)) as reading,
             ):
                 async for batch in reading:
                     for offset, data in batch:
@@ -556,6 +559,13 @@ class Lane:
         except (TimeoutError, LogError, CorruptLog):  # whoever acquires reads it all, and says so then
             return start, None
         return at, newest
+
+    async def _read_from(self, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
+        """The log from ``start``, or from where it begins now: its owner may have trimmed it."""
+        first, _ = await self.pipeline.log.bounds(self.partition)
+        async with contextlib.aclosing(self.pipeline.log.read(self.partition, max(start, first))) as reading:
+            async for batch in reading:
+                yield batch
 
 
 def _resolved(doubt: asyncio.Future[None], since: int, asked_at: int) -> bool:

@@ -25,14 +25,14 @@ from coordinator.front import CoordinatorFront
 from coordinator.gateway.gateway import Gateway
 from coordinator.log.memory import Fault, MemoryLog, MemoryStorage
 from coordinator.model.command import Operation, Submission
-from coordinator.model.records import Finished, Outcome, Submitted
+from coordinator.model.records import SCHEMA, Epoch, Finished, Outcome, Submitted
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.pipeline import Pipeline, shown
 from coordinator.server.clock import Clock
 from coordinator.server.metrics import Metrics
 from coordinator.transport.base import Event
 from coordinator.view import View
-from coordinator.wire.codec import decode
+from coordinator.wire.codec import decode, encode
 from tests.integration.daemon import Service
 
 SHIP = {"name": "ship", "service": "shipping", "path": "/ship", "undo": {"path": "/back"}}
@@ -371,3 +371,13 @@ async def test_a_mistake_of_ours_costs_its_partition_and_no_more(start: Start, m
 
     monkeypatch.setattr(line.pipeline.engine, "take", take)
     assert (await line.submit("c").until("final", "error")).state == "completed"
+
+
+async def test_a_standby_finds_its_late_epoch_in_a_trimmed_log(start: Start) -> None:
+    """The owner has deleted what the standby read last: it looks for the Epoch from where the log begins now."""
+    line = await start()
+    storage = line.log.storage
+    ours = Epoch(SCHEMA, b"t" * 16, 0, line.pipeline.instance, "")
+    offset = storage.append(0, [encode(ours)])
+    storage.trim(0, offset)
+    assert await line.pipeline.lanes[0]._newest_epoch(0) == (offset + 1, ours)

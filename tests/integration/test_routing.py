@@ -29,6 +29,7 @@ from coordinator.errors import (
     UnknownCommand,
 )
 from coordinator.log.memory import Fault
+from coordinator.log.owned import OwnedPartition
 from coordinator.model.command import Operation, State, Submission
 from coordinator.model.ids import partition_of
 from coordinator.transport.base import Caller, caller
@@ -284,6 +285,31 @@ async def test_a_partition_that_is_handed_over_is_followed(group: World) -> None
         await seen.until("final")
         assert (seen.kinds.count("accepted"), seen.steps) == (1, ["ship", "pay"])
     assert (await a.front.get(id)).state is State.COMPLETED
+
+
+async def test_who_cannot_acquire_tries_more_and_more_seldom(group: World) -> None:
+    """Also where another instance once fenced it: each attempt costs the log a session, and may leave an Epoch."""
+    a, b = await group.start("a", "b")
+    lane = a.pipeline.lanes[0]
+    await group.until(lambda: a.group.now() - lane.acquired_at > HOLD_MS)
+    group.agree(dict.fromkeys(range(PARTITIONS), "b"))
+    await group.until(lambda: len(b.owned) == PARTITIONS)
+    assert lane.owner is not None
+    attempts: list[float] = []
+    make = a.pipeline.owned_partition
+
+    def counted(partition: int) -> OwnedPartition:
+        if partition == 0:
+            attempts.append(a.pipeline.loop.time())
+        return make(partition)
+
+    a.pipeline.owned_partition = counted  # type: ignore[method-assign]
+    a.log.break_reads()
+    await b.kill()
+    await group.until(lambda: len(attempts) == 6)
+    assert attempts[-1] - attempts[0] > 1.2, "six in half a second, if nothing but the group's look paced them"
+    a.log.mend_reads()
+    await group.until(lambda: lane.acting)
 
 
 async def test_a_partition_under_load_is_handed_over(group: World) -> None:
