@@ -319,9 +319,12 @@ class RoutedFront:
     async def register(
         self, name: str, version: int, content: dict[str, Any], by: str, partitions: Collection[int] | None = None
     ) -> bool:
-        """The first partition's owner decides whether the content may be registered; then every other's records it."""
+        """The first partition's owner decides whether the content may be registered; then every other's records it.
+
+        The first one is partition 0, named or not: two that decide could decide two ways.
+        """
         self.check_running()
-        wanted = self.local.partitions(partitions)
+        wanted = self.local.partitions({0, *partitions} if partitions else partitions)
         first, *rest = wanted
         created = await self._register(first, name, version, content, by)
         results = await asyncio.gather(

@@ -13,9 +13,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
+import structlog
 
 from coordinator.engine.views import timestamp
-from coordinator.errors import CoordinatorError, UnknownService
+from coordinator.errors import CoordinatorError, Internal, UnknownService
 from coordinator.front.routes import MOVED, NOBODY_S, Routes, until_after
 from coordinator.model.ids import parse_position, position
 from coordinator.outcomes import Start
@@ -23,6 +24,8 @@ from coordinator.transport.base import OutcomeItem
 
 if TYPE_CHECKING:
     from coordinator.cluster.link import Link
+
+log = structlog.get_logger(__name__)
 
 BATCHES_MAX: Final = 16  # that followed partitions have read and the caller has not taken
 
@@ -96,6 +99,9 @@ class Outcomes:
                     await queue.put(batch)
         except CoordinatorError as error:
             await queue.put(error)
+        except Exception:  # or the others would go on, and this partition be missing without a word
+            log.exception("a partition's outcomes cannot be read on", partition=partition)
+            await queue.put(Internal())
         else:
             await queue.put(None)
 

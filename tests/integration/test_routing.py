@@ -516,6 +516,20 @@ async def test_a_definition_is_registered_everywhere(group: World) -> None:
     assert view.state is State.COMPLETED
 
 
+async def test_two_contents_at_once_never_both_count(group: World) -> None:
+    """Asked of two instances, one of them for other partitions only: one owner decides, and the other is a conflict."""
+    a, b = await group.start("a", "b")
+    one, other = ORDER | {"version": 1}, {**ORDER, "version": 1, "result": "${payload}"}
+    results = await asyncio.gather(
+        a.front.register("order", 1, one, "me"),
+        b.front.register("order", 1, other, "you", [1, 3]),
+        return_exceptions=True,
+    )
+    assert sorted(map(type, results), key=str) == sorted([bool, DefinitionConflict], key=str)
+    known = [await each.front.definition("order", 1) for each in (a, b)]
+    assert known[0] == known[1]
+
+
 async def test_ready_is_about_what_this_instance_ought_to_own(group: World) -> None:
     """The others' partitions do not count, unless nobody can be reached at all."""
     a, b = await group.start("a", "b")
