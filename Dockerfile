@@ -58,7 +58,7 @@ EXPOSE 8080 9090 7070
 # The first one drains, a second one stops at once; both lose nothing.  The exec form below makes the daemon PID 1, so it
 # is the daemon that gets them.
 STOPSIGNAL SIGTERM
-# Alive, not ready: a standby is never ready, and must not be taken for broken.  -I -S starts Python in a third of the time.
+# Alive, not ready: one that replays, or waits for Kafka, must not be taken for broken.  -I -S starts Python in a third of the time.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-I", "-S", "-c", "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8080, timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["coordinator", "serve"]
