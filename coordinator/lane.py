@@ -341,9 +341,11 @@ class Lane:
                 return self._heir
             if self.outbox:
                 await self._append(owned)
-                self.snapshots.look()
             elif self._held or self._doubts or not await self._woken():
                 await self._look(owned)
+            else:
+                continue
+            if self._heir is None:  # one that is handed over has taken its last one
                 self.snapshots.look()
         raise self._failure
 
