@@ -104,7 +104,7 @@ NO_JSON = ("diagram", "replay")  # Mermaid; JSON lines as they are
 
 async def test_every_verb_is_tried_here() -> None:
     """A new verb has to be added to the table above."""
-    assert {*ASKING, "serve", "demo"} == set(VERBS)
+    assert {*ASKING, "serve", "demo", "simulate"} == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in ASKING if verb != "replay"])
