@@ -114,9 +114,10 @@ class Routes:
         return self.lanes[partition].acting or self.directory.owner(partition) is not None
 
     def patience_s(self, error: CoordinatorError) -> float:
-        """How long it is worth waiting after such a refusal: a log that fails us fails nobody else only if there is
-        somebody else."""
-        return 0.0 if isinstance(error, LogUnavailable) and not self.directory.links() else NOBODY_S
+        """How long it is worth waiting after such a refusal: nothing while nobody else can be reached, whose log may be
+        well, or who may have started before us."""
+        alone = isinstance(error, (LogUnavailable, Starting)) and not self.directory.links()
+        return 0.0 if alone else NOBODY_S
 
     # ------------------------------------------------------------ waiting for it to move
 
