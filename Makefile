@@ -70,9 +70,9 @@ bench: $(READY) kafka
 deploy-check: $(READY)
 	@$(BIN)/python deploy/check.py
 
-# The whole daemon from seeds: `make sim MINUTES=10`.
+# The whole daemon from seeds: `make sim MINUTES=10`, or SEEDS=100000.
 sim: $(READY)
-	@$(BIN)/python -m coordinator.testing.simulator --minutes $(or $(MINUTES),1)
+	@$(BIN)/python -m coordinator.testing.simulator $(if $(SEEDS),--seeds $(SEEDS),--minutes $(or $(MINUTES),1))
 
 # The jars once, into ~/.cache: a test that starts Kafka then only starts it.
 kafka: $(READY)

@@ -25,6 +25,7 @@ from coordinator.wire.codec import encode
 from tests.simulation import mutants
 
 SEEDS = int(os.environ.get("SIMULATOR_SEEDS", "2500"))
+MINUTES = 1.5  # in which two free cores run them all; on a busy machine it is as many as fit
 
 pytestmark = pytest.mark.timeout(600)  # the first test that asks for the seeds waits for all of them
 
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.timeout(600)  # the first test that asks for the seeds 
 @pytest.fixture(scope="module")
 def reports() -> list[Report]:
     """All cores run them, in a minute or so."""
-    return list(search(0, SEEDS))
+    found = list(search(0, SEEDS, minutes=MINUTES))
+    assert len(found) >= min(SEEDS, 200)
+    return found
 
 
 def test_every_promise_is_kept(reports: list[Report]) -> None:
@@ -47,14 +50,14 @@ def test_every_promise_is_kept(reports: list[Report]) -> None:
 def test_the_worlds_reach_what_they_are_about(reports: list[Report]) -> None:
     """Every end and every fault occurs, many times: promises are easily kept where nothing happens."""
     ends = sum((Counter(each.ends) for each in reports), Counter[str]())
-    assert all(ends[state] > SEEDS / 30 for state in ("completed", "compensated", "failed", "aborted")), ends
+    assert all(ends[state] > len(reports) / 30 for state in ("completed", "compensated", "failed", "aborted")), ends
     faults = sum((Counter(each.faults) for each in reports), Counter[str]())
     for kind in ("lose_ack", "lose_request", "late", "stall", "refuse", "no_offset"):
-        assert faults[f"append: {kind}"] > SEEDS / 20, faults
+        assert faults[f"append: {kind}"] > len(reports) / 20, faults
     for kind in ("crash before an append", "crash after an append", "crash before a call", "crash after a call"):
-        assert faults[kind] > SEEDS / 60, faults
+        assert faults[kind] > len(reports) / 60, faults
     for kind in ("pause", "service down", "cut off from the log", "clock jump", "call twice", "operator: cancel"):
-        assert faults[kind] > SEEDS / 10, faults
+        assert faults[kind] > len(reports) / 10, faults
     for kind in (
         "link broken",
         "peers cut",
@@ -64,10 +67,10 @@ def test_the_worlds_reach_what_they_are_about(reports: list[Report]) -> None:
         "garbage",
         "trimmed",
     ):
-        assert faults[kind] > SEEDS / 60, faults
+        assert faults[kind] > len(reports) / 60, faults
     for kind in ("pointer overwritten", "pointer lost"):
-        assert faults[kind] > SEEDS / 60, faults
-    assert sum(each.epochs - each.lives for each in reports) > SEEDS  # takeovers and new beginnings
+        assert faults[kind] > len(reports) / 60, faults
+    assert sum(each.epochs - each.lives for each in reports) > len(reports)  # takeovers and new beginnings
 
 
 def test_a_seed_replays_to_the_last_bit(reports: list[Report]) -> None:

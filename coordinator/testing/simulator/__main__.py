@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.replay is not None:
         return _replay(options.replay, Cut(options.commands, options.without, options.until))
-    return _search(search(options.first, options.seeds, minutes=options.minutes, jobs=options.jobs))
+    seeds = options.seeds if options.minutes is None else None
+    return _search(search(options.first, seeds, minutes=options.minutes, jobs=options.jobs))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from coordinator.testing.simulator.world import World
 
 SESSION_S: Final = 3.0  # half of the default: a run is shorter for it
-HEARTBEAT_S: Final = 0.5
-REBALANCE_S: Final = SESSION_S - 2 * HEARTBEAT_S
+HEARTBEAT_S: Final = 1.0
+REBALANCE_S: Final = SESSION_S / 2
 REQUEST_S: Final = SESSION_S / 4
 NO_AGREEMENT: Final = Assignment(-1, {}, {})
 

@@ -316,6 +316,7 @@ _ODDS: Final = {
     "links/second": 0.06,  # of two machines being cut from each other
     "group/second": 0.05,  # of a machine being cut off from the group's broker
     "group/table": 0.1,  # of a member hearing late what was agreed
+    "drain/roll": 0.3,  # of all being restarted in turn, every other second
     "drain/second": 0.05,  # of an instance being stopped by SIGTERM
     "pointer/second": 0.3,  # of the pointer to a snapshot being overwritten, or lost
     "garbage/second": 0.1,  # of a stranger writing into the log

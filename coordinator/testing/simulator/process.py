@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from coordinator.cluster.base import Member
 from coordinator.cluster.group import Group
+from coordinator.cluster.peers import LinkSettings, Peers
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.errors import CoordinatorError
@@ -257,6 +258,7 @@ class Process:
             name="simulation",
             now=self.pipeline.now,
             session_timeout_ms=round(SESSION_S * 1000),
+            peers=partial(Peers, settings=LinkSettings(ping_ms=1_500)),
         )
         self.pipeline.group = group
         front = WatchedFront(self.local, group)
@@ -464,6 +466,11 @@ class Machine:
         with contextlib.suppress(asyncio.CancelledError):
             error = main.exception()
             self.world.judge.hold(False, f"{self.name} stopped by itself: {error!r}")
+
+    def is_back(self, before: Process) -> bool:
+        """Whether another life than that one is ready."""
+        process = self.process
+        return process is not None and process is not before and not process.dead and process.front.ready()[0]
 
     def restart_later(self) -> None:
         world = self.world

@@ -17,12 +17,12 @@ CHUNK: Final = 10  # seeds that a core is given at a time
 
 
 def search(first: int, seeds: int | None, *, minutes: float | None = None, jobs: int = 0) -> Iterator[Report]:
-    """The reports of ``seeds`` worlds from ``first`` on, in order, or of as many as ``minutes`` allow.
+    """The reports of ``seeds`` worlds (None: no end) from ``first`` on, in order, or of as many as ``minutes`` allow.
 
     ``jobs`` is how many processes share the work; 0: as many as there are cores.  One means this very process.
     """
     until = None if minutes is None else time.monotonic() + minutes * 60
-    end = None if seeds is None or minutes is not None else first + seeds
+    end = None if seeds is None else first + seeds
     chunks = _chunks(first, end, until)
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1:

@@ -202,7 +202,7 @@ class World:
             self.later(self.random.random() * 0.5, machine.boot)
         for client in self.clients:
             self._spawn(client.run())
-        troubles = [self._spawn(each) for each in (breakdowns(self), operators(self), self._accidents())]
+        troubles = [self._spawn(each) for each in (breakdowns(self), operators(self), self._accidents(), self._rolls())]
         await self._until(self.plan.until, lambda: False)
         for task in troubles:
             task.cancel()
@@ -340,6 +340,21 @@ class World:
                     self.fault("peers cut", one, other)
                     self.network.cut(one, other)
                     self.later(self.random.choice((0.5, 4, 12)) * self.random.random(), self.network.mend, one, other)
+
+    async def _rolls(self) -> None:
+        """Now and then every instance is restarted, one after the other, the next one when the last is ready."""
+        while True:
+            await asyncio.sleep(self.random.uniform(0, 4))
+            if not self.chance("drain/roll"):
+                continue
+            self.fault("rolling restart")
+            for machine in self.machines:
+                stopped = machine.process
+                if stopped is None or stopped.dead:
+                    continue
+                stopped.stop()
+                while not machine.is_back(stopped):  # noqa: ASYNC110 - in virtual time
+                    await asyncio.sleep(0.25)
 
     def _strangers(self, partition: int) -> None:
         """What somebody else does to the log: a zombie's pointer, or none; bytes that are no record of ours."""
