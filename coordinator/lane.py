@@ -54,6 +54,7 @@ CHECK_EVERY_S = 0.5
 FRESH_MS = 100  # how long after a word from its log a lane may call services without another look
 SLEPT_MS = 500  # a word that took longer than this is as old as the question: this process may have been stopped
 STANDBY_PROBES = 3
+ATTEMPTS = 3  # to acquire, after which another instance should
 FILL_AFTER_S = 2.0
 FILL_PATIENCE_S = 2.0  # of who asks for a command that may have finished long ago, while the view is being filled
 STOPPED_RETRY_MS = 10_000  # what clients of a partition that has stopped are told to wait
@@ -181,20 +182,23 @@ class Lane:
         read where there is no other partition."""
         delay = REACQUIRE_FIRST_S
         group = self.pipeline.group
+        failed = 0  # attempts in a row
         while True:
             if group is not None:
                 await self._summoned()
                 group.acquiring(self.partition)
             owned = self.pipeline.owned_partition(self.partition)
             try:
+                failed += 1
                 await self._acquire(owned)
-                delay = REACQUIRE_FIRST_S
+                delay, failed = REACQUIRE_FIRST_S, 0
                 heir = await self._act(owned)
                 await self._hand_over(heir)
                 continue
             except SteppedDown as down:
                 self.pipeline.metrics.stepped_down(self.partition)
                 self._stepped_down(down)
+                failed = 0 if down.by_instance else failed  # somebody else got it: that is no fault of ours
             except LogError as error:
                 self._unavailable(f"the log does not answer: {error}")
             except Unavailable as error:
@@ -211,6 +215,8 @@ class Lane:
                 if group is not None:
                     group.released(self.partition)
                 await owned.close()
+            if group is not None and (failed >= ATTEMPTS or self.stopped is not None):
+                group.unable(self.partition)
             if self.stopped is not None:
                 await self._stay_stopped(str(self.stopped))
             if group is None or self.owner is None:

@@ -107,7 +107,8 @@ class Marks:
     def _join(self) -> None:
         live = self.live
         if live is not None and live.start <= self.watermark < live.reached:
-            self.epochs += [epoch for epoch in live.epochs if epoch[0] >= self.watermark]
+            if live.epochs and live.epochs[-1][0] >= self.watermark:  # seldom: this is asked at each append
+                self.epochs += [epoch for epoch in live.epochs if epoch[0] >= self.watermark]
             self.watermark, self.resume = live.reached, live.resume
 
     # ------------------------------------------------------------ asking

@@ -44,6 +44,7 @@ RATE_PER_S: Final = 50_000.0  # records folded, until a replay has been measured
 MEASURED_MIN: Final = 5_000  # records, below which a replay measures nothing
 RECEIPTS_MAX: Final = 500_000  # of a partition: 24 MB, about what it appends between two snapshots under full load
 IDLE_MS: Final = 3_600_000
+AGAIN_MS: Final = 5_000  # after one that failed
 HURRY_RECORDS: Final = 100  # which a hand-over saves the heir from reading
 TRIM_EVERY_MAX_MS: Final = 600_000
 TRIM_EVERY_MIN_MS: Final = 500
@@ -87,6 +88,8 @@ class Snapshotting:
         self.state_records = self.state_bytes = 0
         self.appended_at = self._trimmed_at = self.lane.pipeline.now()
         self._task: asyncio.Task[None] | None = None
+        self._tail = (0, 0)  # what the one on its way is to save from being read
+        self._not_before = 0
         self._placing: tuple[int, int, int] = (0, 0, 0)  # of the one on its way: position, records, bytes
 
     # ------------------------------------------------------------ an ownership
@@ -145,6 +148,8 @@ class Snapshotting:
 
     def _due(self, now: int) -> bool:
         settings = self.settings
+        if now < self._not_before:
+            return False
         if now - self.appended_at > IDLE_MS:
             return True
         if not self.tail_records:
@@ -181,6 +186,7 @@ class Snapshotting:
         receipts = _Late()
         chain = recovery.lengthened(self.chain, self.latest, self.first) if self.latest is not None else []
         parts = snapshots.cut(pipeline.engine, lane.partition, header, chain=chain, receipts=receipts)
+        self._tail = self.tail_records, self.tail_bytes
         self.tail_records = self.tail_bytes = 0  # of the next one, which begins here
         self._task = asyncio.create_task(self._write(header, parts, chain, receipts))
 
@@ -214,7 +220,10 @@ class Snapshotting:
             await self._publish()
             await self._trim()
         except (CoordinatorError, LogError) as error:
-            log.warning("a snapshot was not taken", partition=lane.partition, reason=str(error))
+            log.warning("a snapshot was not taken, or not made use of", partition=lane.partition, reason=str(error))
+            if self.latest is None or self.latest.covered != header.covered:
+                self.tail_records, self.tail_bytes = self.tail_records + self._tail[0], self.tail_bytes + self._tail[1]
+                self._not_before = lane.pipeline.now() + AGAIN_MS
         finally:
             self._task = None
             lane.wake.set()

@@ -19,13 +19,14 @@ import structlog
 from coordinator.cluster.base import Assignment, Held, Member, Membership
 from coordinator.cluster.link import Link
 from coordinator.cluster.peers import Peers
-from coordinator.cluster.succession import ACQUIRING, Succession
+from coordinator.cluster.succession import ACQUIRING, UNABLE, Succession
 from coordinator.errors import CoordinatorError
 
 log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 0.1
 TAKE_MS: Final = 1_000
+UNABLE_S: Final = 30.0  # until one that could not acquire a partition may try again, if it is its heir
 
 
 class Seat(Protocol):
@@ -172,6 +173,20 @@ class Group:
         if self._held.pop(partition, None) is not None:
             self._tell()
 
+    def unable(self, partition: int) -> None:
+        """A lane has tried to acquire, more than once, and could not: another instance should, for a while."""
+        self.succession.unable.add(partition)
+        self.succession.given.pop(partition, None)
+        self._held[partition] = UNABLE
+        self._tell()
+        asyncio.get_running_loop().call_later(UNABLE_S, self._able_again, partition)
+
+    def _able_again(self, partition: int) -> None:
+        self.succession.unable.discard(partition)
+        if self._held.get(partition) == UNABLE:
+            del self._held[partition]
+            self._tell()
+
     def fenced(self, partition: int, instance: str, epoch: int) -> None:
         """A lane found another's Epoch behind its own."""
         self.succession.fenced(partition, instance, epoch, self.now())
@@ -197,6 +212,10 @@ class Group:
     def owned(self) -> Held:
         """What this instance acts for, or is acquiring."""
         return dict(self._held)
+
+    def claims(self) -> Held:
+        """What this instance would like to keep when the group agrees anew."""
+        return {partition: epoch for partition, epoch in self._held.items() if epoch != UNABLE}
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Calls back whenever `owned` or `leaving` has changed; returns how to end that."""

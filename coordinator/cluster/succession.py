@@ -13,8 +13,9 @@ What is heard, best last:
 - what living peers tell that they act for (with its epoch), are acquiring (`ACQUIRING`), and whether they are leaving;
 - the log: somebody's Epoch fenced us.
 
-The *heir* of a partition is the member that it is assigned to, or, while that one is dead or leaving, the rendezvous
-winner among those that live.  Everybody who has heard the same comes to the same heir.
+The *heir* of a partition is the member that it is assigned to, or, while that one is dead, leaving or unable (its disk
+is full, it cannot reach that partition's leader), the rendezvous winner among the others.  Everybody who has heard the
+same comes to the same heir.
 
 | the partition is …                        | its heir                                                       |
 | ----------------------------------------- | -------------------------------------------------------------- |
@@ -40,6 +41,7 @@ from coordinator.cluster.assignment import heir as rendezvous
 from coordinator.cluster.base import Assignment, Held, Member
 
 ACQUIRING: Final = -1  # in place of an epoch: on its way to own
+UNABLE: Final = -2  # the same: it has tried, and does not get to own it; others should
 SPEAK_MS: Final = 1_500  # for a member to be heard, before it is taken to own nothing
 SETTLING_MS: Final = 1_000
 OFFER_MS: Final = 5_000
@@ -70,6 +72,7 @@ class Succession:
         self._refuted: dict[
             str, int | None
         ] = {}  # dead, until an Epoch of theirs came; since when, None: it is settled
+        self.unable: set[int] = set()  # what we have tried to acquire, and could not
         self.given: dict[int, int] = {}  # partitions offered to us, with the epoch that ends
         self._member_since: dict[str, int] = {}
         self._heir_since: dict[int, tuple[str | None, int]] = {}
@@ -110,6 +113,7 @@ class Succession:
     def acquired(self, partition: int, epoch: int, now: int) -> None:
         """We own it now."""
         self.given.pop(partition, None)
+        self.unable.discard(partition)
         self._owned(partition, self.me, epoch, now)
 
     def fenced(self, partition: int, instance: str, epoch: int, now: int) -> None:
@@ -124,7 +128,7 @@ class Succession:
     def offered(self, partition: int, epoch: int) -> bool:
         """Its owner has let go and wants us to acquire it; False if we will not, or if the offer is an old one."""
         known = self.owners.get(partition)
-        if self.leaving or (known is not None and known.epoch > epoch):
+        if self.leaving or not self.member or (known is not None and known.epoch > epoch):
             return False
         self.given[partition] = epoch
         return True
@@ -153,11 +157,19 @@ class Succession:
 
     def heir(self, partition: int) -> str | None:
         """See the module; None while nobody is there to inherit."""
-        candidates = self.candidates()
+        candidates = self._able(partition, self.candidates())
         assigned = self.agreement.owners.get(partition)
         if assigned is not None and assigned in candidates:
             return assigned
         return rendezvous(partition, candidates)
+
+    def _able(self, partition: int, candidates: Mapping[str, Member]) -> Mapping[str, Member]:
+        """Those that have not failed to acquire it; all, where all have."""
+        failed = {each for each, held in self.told.items() if held.get(partition) == UNABLE}
+        if partition in self.unable:
+            failed.add(self.me)
+        able = {each: member for each, member in candidates.items() if each not in failed} if failed else candidates
+        return able or candidates
 
     def may_acquire(self, partition: int, now: int) -> bool:
         """Whether we, who do not own the partition, should acquire it now."""
@@ -179,7 +191,7 @@ class Succession:
         held = self.told.get(owner.instance)
         if held is None:
             return now - max(since, self._member_since.get(owner.instance, now)) >= OFFER_MS
-        if partition not in held:
+        if held.get(partition, UNABLE) == UNABLE:
             return now - owner.heard_at >= (SETTLING_MS if owner.by_log else 0)
         return owner.instance not in self.leavers and now - since >= OFFER_MS
 

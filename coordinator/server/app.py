@@ -175,7 +175,7 @@ class Daemon:
             settings.partitions,
             group=f"{self.config.coordinator.name}.{settings.topic}.members",  # a name may be used with two topics
             me=Member(self.instance, address),
-            held=group.owned,
+            held=group.claims,
             session_timeout_ms=int(settings.session_timeout),
         )
 

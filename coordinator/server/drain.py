@@ -4,7 +4,8 @@
         each partition is handed to a named peer ─▶ clients that still wait are sent there ─▶ "safe to stop" ─▶ exit 0
 
 Where there is a peer, a command under way is not waited for: it goes on there, and only calls under way are, for
-``drain_timeout`` at most; one that is not answered by then is made again by the peer, under the same key.  What other
+`SETTLE_S` and ``drain_timeout`` at most, since the partition's other commands wait meanwhile; a call that is not
+answered by then is parked, and made again by the peer under the same key.  What other
 instances forward meanwhile is still taken, and started by whoever is next: so nobody waits but for the hand-over.  An
 instance that is alone lets its commands end, for as long.  A second SIGTERM stops at once: the log has everything.
 """
@@ -21,7 +22,7 @@ import structlog
 from coordinator.cluster.group import Group
 from coordinator.front import CoordinatorFront
 from coordinator.front.routed import RoutedFront
-from coordinator.pipeline import Pipeline
+from coordinator.pipeline import SETTLE_S, Pipeline
 from coordinator.server.transports import Transports
 
 log = structlog.get_logger(__name__)
@@ -78,7 +79,7 @@ class Drain:
     async def _hand_over(self, group: Group) -> None:
         """Every partition to whoever inherits it; those that nobody can take stay."""
         pipeline = self.pipeline
-        pipeline.settle_s = max(0.0, self._until - pipeline.loop.time())
+        pipeline.settle_s = max(0.0, min(SETTLE_S, self._until - pipeline.loop.time()))
         group.retire()
         await self._quiet(
             lambda: not any(lane.since is not None or lane.going for lane in pipeline.lanes) or _alone(group)

@@ -6,7 +6,15 @@ import pytest
 
 from coordinator.cluster.assignment import heir
 from coordinator.cluster.base import Assignment, Member
-from coordinator.cluster.succession import ACQUIRING, HOLD_MS, OFFER_MS, SETTLING_MS, SPEAK_MS, Succession
+from coordinator.cluster.succession import (
+    ACQUIRING,
+    HOLD_MS,
+    OFFER_MS,
+    SETTLING_MS,
+    SPEAK_MS,
+    UNABLE,
+    Succession,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -109,6 +117,17 @@ def test_who_fences_us_again_lives_although_nobody_hears_it() -> None:
     assert "a" in succession.dead
     succession.fenced(0, "a", 11, 2 * SETTLING_MS)
     succession.may_acquire(0, 10 * SETTLING_MS)
+    assert succession.heir(0) == "a"
+
+
+def test_a_partition_that_its_heir_cannot_acquire_is_another_members() -> None:
+    """Its disk is full, say; where nobody can, it stays with whom it is assigned to."""
+    succession = instance("b", "a")
+    succession.heard("c", {0: UNABLE}, leaving=False, now=0)
+    succession.heard("a", {0: UNABLE}, leaving=False, now=0)
+    assert succession.heir(0) == "b"
+    assert succession.may_acquire(0, 0)
+    succession.unable.add(0)
     assert succession.heir(0) == "a"
 
 
