@@ -40,7 +40,7 @@ class Cut(Struct, frozen=True):
 
 WHOLE: Final = Cut()
 
-RETAIN_MS: Final = 20_000  # longer than any client that lost its answer takes to ask again
+RETAIN_MS: Final = 12_000  # longer than any client that lost its answer takes to ask again
 
 
 # ---------------------------------------------------------------- commands
