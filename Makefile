@@ -49,7 +49,7 @@ demo-cluster: $(READY) kafka
 
 # pytest comes last, so that its summary is the last line of a log.
 test: check kafka
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)
