@@ -251,9 +251,9 @@ class Group:
         return [link for link in self.peers.links.values() if link.up]
 
     def wanted(self) -> list[int]:
-        """The partitions that this instance ought to own."""
+        """The partitions that this instance ought to own, by the last agreement that it has heard of."""
         succession = self.succession
-        if not succession.member or succession.leaving:
+        if succession.leaving:
             return []
         return [each for each in range(succession.partitions) if succession.heir(each) == self.me.instance]
 
