@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Final
 
@@ -30,6 +30,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.snapshots import Whole
 from coordinator.errors import CorruptLog, Unavailable
 from coordinator.log.base import Log, LogError
+from coordinator.log.reading import batches
 from coordinator.marks import Epochs
 from coordinator.model.damaged import SNAPSHOT, Damaged
 from coordinator.model.records import Epoch, Link, Record, Registered, Snapshot
@@ -260,8 +261,9 @@ class Filler:
         """Folds up to ``upto``, and puts what has finished."""
         view, partition = self.view, self.partition
         filled = view.watermark(partition)[0]
-        async with contextlib.aclosing(self._batches(fold.offset)) as batches:
-            async for batch in batches:
+        reading = batches(self.log, partition, fold.offset, timeout_s=self._timeout_ms / 1000)
+        async with contextlib.aclosing(reading):
+            async for batch in reading:
                 at = 0
                 while at < len(batch):
                     began = perf_counter()
@@ -298,16 +300,3 @@ class Filler:
         rows, epochs, fold.rows, fold.epochs = fold.rows, fold.epochs, [], []
         await self.view.fill(self.partition, rows, epochs, filled, fold.offset, fold.resume)
         return fold.offset
-
-    async def _batches(self, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
-        """The log from ``start``; one that does not answer is a LogError."""
-        async with contextlib.aclosing(self.log.read(self.partition, start)) as reading:
-            while True:
-                try:
-                    async with asyncio.timeout(self._timeout_ms / 1000):
-                        batch: list[tuple[int, bytes]] = await anext(reading, [])
-                except TimeoutError as error:
-                    raise LogError(f"the log gave nothing to read for {self._timeout_ms} ms") from error
-                if not batch:
-                    return
-                yield batch

@@ -28,6 +28,7 @@ from typing import Final, NamedTuple
 from coordinator.engine.snapshots import Whole, complete
 from coordinator.errors import CorruptLog, StartupError
 from coordinator.log.base import Log, LogError
+from coordinator.log.reading import batches
 from coordinator.model.damaged import SNAPSHOT, Damaged
 from coordinator.model.ids import position as place
 from coordinator.model.records import Epoch, Link, Snapshot
@@ -102,8 +103,8 @@ async def _hinted(reader: _Reader, position: int, first: int, end: int) -> Whole
 async def _load(reader: _Reader, position: int) -> Whole | str:
     """The Snapshot whose first part is at ``position``, or what is there instead; other records may lie between."""
     parts: list[Snapshot] = []
-    async with contextlib.aclosing(reader.batches(position)) as batches:
-        async for batch in batches:
+    async with contextlib.aclosing(reader.batches(position)) as reading:
+        async for batch in reading:
             for offset, data in batch:
                 part = _part(reader.partition, offset, data)
                 if not parts and (not isinstance(part, Snapshot) or part.part):
@@ -122,8 +123,8 @@ async def _load(reader: _Reader, position: int) -> Whole | str:
 async def _in_trimmed(reader: _Reader, first: int, hint: str) -> Start:
     """The start in a log whose head is gone."""
     search = _Search(first)
-    async with contextlib.aclosing(reader.batches(first)) as batches:
-        async for batch in batches:
+    async with contextlib.aclosing(reader.batches(first)) as reading:
+        async for batch in reading:
             for offset, data in batch:
                 search.see(_part(reader.partition, offset, data), offset)
     if search.best is not None:
@@ -204,15 +205,9 @@ class _Reader(NamedTuple):
     timeout_s: float
 
     async def batches(self, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
-        async with contextlib.aclosing(self.log.read(self.partition, start)) as reading:
-            while True:
-                try:
-                    async with asyncio.timeout(self.timeout_s):
-                        batch: list[tuple[int, bytes]] = await anext(reading, [])
-                except TimeoutError as error:
-                    raise LogError(f"the log gave nothing to read for {self.timeout_s:g} s") from error
-                if not batch:
-                    return
+        reading = batches(self.log, self.partition, start, timeout_s=self.timeout_s)
+        async with contextlib.aclosing(reading):
+            async for batch in reading:
                 yield batch
                 await asyncio.sleep(0)  # a long search leaves room for health checks and signals
 

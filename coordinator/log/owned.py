@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import ClassVar, Final
 
 from coordinator.log.base import Log, LogError, RecordTooLarge, Rejected, Unknown, Writer
+from coordinator.log.reading import batches
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import TOKEN_BYTES
 from coordinator.model.records import SCHEMA, Epoch, Record
@@ -165,8 +166,8 @@ class OwnedPartition:
         partition = self.partition
         give_up_at: float | None = None
         while True:
-            async with contextlib.aclosing(self._log.read(partition, start)) as reading:
-                while batch := await self._next_batch(reading):
+            async with contextlib.aclosing(self._batches(start)) as reading:
+                async for batch in reading:
                     records = ((at, codec.read(data, partition=partition, offset=at)) for at, data in batch)
                     if valid := owner.fold(records):
                         on_records(valid)
@@ -183,13 +184,9 @@ class OwnedPartition:
                 raise LogError("the log neither confirmed nor shows the new Epoch record")
             await asyncio.sleep(_PAUSE_S)
 
-    async def _next_batch(self, reading: AsyncGenerator[list[tuple[int, bytes]], None]) -> list[tuple[int, bytes]]:
-        """The next batch, empty at the end; raises LogError when the log does not answer."""
-        try:
-            async with asyncio.timeout(self._append_timeout_s):
-                return await anext(reading, [])
-        except TimeoutError as error:
-            raise LogError(f"the log gave nothing to read for {self._append_timeout_s:g} s") from error
+    def _batches(self, start: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
+        """The log from ``start``; one that does not answer in time is a LogError."""
+        return batches(self._log, self.partition, start, timeout_s=self._append_timeout_s)
 
     # ------------------------------------------------------------ appending
 
@@ -309,8 +306,8 @@ class OwnedPartition:
     async def _read(self, owner: Owner, read: Read) -> bool:
         """Hands the log from ``read.start`` to the owner; True when its end was reached."""
         partition = self.partition
-        async with contextlib.aclosing(self._log.read(partition, read.start)) as reading:
-            while batch := await self._next_batch(reading):
+        async with contextlib.aclosing(self._batches(read.start)) as reading:
+            async for batch in reading:
                 for offset, data in batch:
                     record = codec.read(data, partition=partition, offset=offset)
                     counts = owner.judge(offset, record)
