@@ -28,7 +28,7 @@ from coordinator import recovery
 from coordinator.engine import snapshots
 from coordinator.engine.engine import Engine
 from coordinator.engine.snapshots import Whole
-from coordinator.errors import CorruptLog, Unavailable
+from coordinator.errors import Unavailable
 from coordinator.log.base import Log, LogError
 from coordinator.log.reading import batches
 from coordinator.marks import Epochs
@@ -37,7 +37,7 @@ from coordinator.model.records import Epoch, Link, Record, Registered, Snapshot
 from coordinator.ownership.validity import Validity
 from coordinator.replaying import finished_command
 from coordinator.view import FinishedCommand, View
-from coordinator.wire.codec import header, read
+from coordinator.wire.codec import kind_of, read
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +111,7 @@ class _Fold:
         if offset == self._known:
             self.prove(self._expected)
         self.offset = offset + 1
-        if _is_snapshot(self.partition, offset, data):
+        if _is_snapshot(data):
             return
         record: Record | Damaged = read(data, partition=self.partition, offset=offset)
         if not self._validity.admit(offset, record):
@@ -137,14 +137,9 @@ class _Fold:
         self.engine.take_listed()  # the owner's own fold tells of these
 
 
-def _is_snapshot(partition: int, offset: int, data: bytes) -> bool:
+def _is_snapshot(data: bytes) -> bool:
     """Whether a large record is part of a Snapshot: decoding it would take long, for nothing."""
-    if len(data) < _LARGE:
-        return False
-    try:
-        return header(data, partition=partition, offset=offset).kind == SNAPSHOT
-    except CorruptLog:
-        return False
+    return len(data) >= _LARGE and kind_of(data) == SNAPSHOT
 
 
 class Filler:
@@ -223,7 +218,7 @@ class Filler:
             token, expected = view.token_at(partition, resume), view.token_at(partition, watermark)
             # The token is the view's own word.  Where the log has all its Epochs, the records can be held against it.
             tokens = {each for _, each in view.epochs(partition)} if watermark and not first else None
-            return _Fold(self._scratch(), partition, resume, token, watermark, expected, tokens)
+            return _Fold(self._engine.scratch(), partition, resume, token, watermark, expected, tokens)
         for link in links:
             if link.covered < self.upto and (whole := await self._load(link)) is not None:
                 fold = await self._restored(whole, whole.covered)
@@ -241,19 +236,13 @@ class Filler:
 
     async def _restored(self, whole: Whole, known: int) -> _Fold:
         """A fold that stands where a Snapshot ends."""
-        engine = self._scratch()
+        engine = self._engine.scratch()
         began = perf_counter()
         for _ in snapshots.restore(engine, self.partition, whole):
             await self._pace.pause(perf_counter() - began)
             began = perf_counter()
         expected = self.view.token_at(self.partition, known) if known > whole.covered else whole.token_in_force
         return _Fold(engine, self.partition, whole.covered, whole.token_in_force, known, expected)
-
-    def _scratch(self) -> Engine:
-        live = self._engine
-        engine = Engine(live.settings, {}, live.registry, live.random)
-        engine.partitions = live.partitions
-        return engine
 
     # ------------------------------------------------------------ reading
 

@@ -77,7 +77,6 @@ class Lane:
         self.acquired_at = 0
         self.end = 0
         self.owner: tuple[str, str] | None = None  # instance and address of who fenced us
-        self.epochs: list[tuple[int, bytes]] = []
         self._heard_at = 0  # when the log was last asked whether the partition is ours, and said so (ms)
         self._held: list[Call] = []  # calls that wait for the next look at the log
         self._doubts: list[tuple[int, asyncio.Future[None]]] = []  # who waits for a word of the log, and since when
@@ -238,7 +237,6 @@ class Lane:
         pipeline = self.pipeline
         start = await recovery.find(pipeline.log, self.partition, timeout_ms=pipeline.append_timeout_ms)
         replay = Replay(pipeline.engine, pipeline.view, self.partition, start)
-        self.epochs = replay.epochs
         with collector_at_rest():
             await replay.restore()
             self._ghosts += 1

@@ -21,14 +21,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 from coordinator.engine.views import timestamp
-from coordinator.errors import CorruptLog, InvalidPayload, LogUnavailable, Unavailable
+from coordinator.errors import InvalidPayload, LogUnavailable, Unavailable
 from coordinator.lane import Lane
 from coordinator.log.base import LogError
 from coordinator.model.ids import CommandId, parse_position, position
 from coordinator.model.records import Epoch, Finished, Outcome, Submitted, unraw
 from coordinator.pipeline import Pipeline
 from coordinator.transport.base import OutcomeItem
-from coordinator.wire.codec import header, read
+from coordinator.wire.codec import kind_of, read
 
 TypeOf = Callable[[str], str]
 
@@ -148,9 +148,9 @@ class _Reading:
     def _item(self, offset: int, data: bytes) -> OutcomeItem | None:
         """The next record; what it is if it is one of those that are asked for."""
         partition = self.lane.partition
-        with contextlib.suppress(CorruptLog):  # bytes in quarantine: no Outcome that could be told
-            if header(data, partition=partition, offset=offset).kind not in _TOLD:
-                return None
+        kind = kind_of(data)
+        if kind is not None and kind not in _TOLD:
+            return None
         record = read(data, partition=partition, offset=offset)
         if isinstance(record, Epoch):
             self.token = record.token

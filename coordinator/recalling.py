@@ -17,7 +17,7 @@ from coordinator.model.records import Epoch, Submitted
 from coordinator.ownership.validity import Validity
 from coordinator.replaying import finished_command
 from coordinator.view import FinishedCommand
-from coordinator.wire.codec import key_of, read
+from coordinator.wire.codec import EPOCH, key_of, kind_of, read
 
 
 async def recalled(
@@ -40,7 +40,7 @@ async def recalled(
                 for offset, data in batch:
                     if offset > receipt.end:
                         return None
-                    if offset > receipt.first and key_of(data) != key and not _epoch(data):
+                    if offset > receipt.first and key_of(data) != key and kind_of(data) != EPOCH:
                         continue
                     record = read(data, partition=partition, offset=offset)
                     if validity is None:
@@ -55,8 +55,3 @@ async def recalled(
     except TimeoutError as error:
         raise LogError(f"the log gave nothing to read for {timeout_ms} ms") from error
     return None
-
-
-def _epoch(data: bytes) -> bool:
-    """Whether these bytes may be an Epoch: an array that begins with 0."""
-    return len(data) > 1 and data[1] == 0

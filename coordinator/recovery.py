@@ -32,7 +32,7 @@ from coordinator.log.reading import batches
 from coordinator.model.damaged import SNAPSHOT, Damaged
 from coordinator.model.ids import position as place
 from coordinator.model.records import Epoch, Link, Snapshot
-from coordinator.wire.codec import EPOCH, header, read
+from coordinator.wire.codec import EPOCH, kind_of, read
 
 CHAIN_MAX: Final = 64
 _UNFINISHED_MAX: Final = 64  # torn snapshots that a search keeps in mind
@@ -186,10 +186,7 @@ def _part(partition: int, offset: int, data: bytes) -> Snapshot | Damaged | bool
 
     What else is damaged is none of our business: the fold will judge it, if it comes there.
     """
-    try:
-        kind = header(data, partition=partition, offset=offset).kind
-    except CorruptLog:
-        return False
+    kind = kind_of(data)
     if kind != SNAPSHOT:
         return kind == EPOCH
     part = read(data, partition=partition, offset=offset)
@@ -222,23 +219,29 @@ async def check_group(log: Log, name: str, *, timeout_ms: int = 5_000) -> None:
 
     The log's first Epochs tell; where there is none near its start, nothing is said.
     """
-    reader = _Reader(log, 0, timeout_ms / 1000)
+    group = ""
     with contextlib.suppress(LogError, CorruptLog, TimeoutError):  # whoever acquires will meet that, and say so
-        async with asyncio.timeout(reader.timeout_s):
-            first, _ = await log.bounds(0)
-        async with contextlib.aclosing(reader.batches(first)) as batches:
-            async for batch in batches:
-                for offset, data in batch:
-                    record = read(data, partition=0, offset=offset) if _part(0, offset, data) is True else None
-                    if isinstance(record, Epoch) and record.group:
-                        if record.group != name:
-                            raise StartupError(
-                                f"the log belongs to the group {record.group!r}, and this instance is one of {name!r}: "
-                                "give it that name (coordinator.name), or a log of its own (log.topic, log.data_dir)"
-                            )
-                        return
-                    if offset - first > GROUP_RECORDS:
-                        return
+        group = await _first_group(_Reader(log, 0, timeout_ms / 1000))
+    if group and group != name:
+        raise StartupError(
+            f"the log belongs to the group {group!r}, and this instance is one of {name!r}: "
+            "give it that name (coordinator.name), or a log of its own (log.topic, log.data_dir)"
+        )
+
+
+async def _first_group(reader: _Reader) -> str:
+    """The group of the first Epoch that names one; empty where there is none near the log's start."""
+    async with asyncio.timeout(reader.timeout_s):
+        first, _ = await reader.log.bounds(reader.partition)
+    async with contextlib.aclosing(reader.batches(first)) as reading:
+        async for batch in reading:
+            for offset, data in batch:
+                record = read(data, partition=0, offset=offset) if kind_of(data) == EPOCH else None
+                if isinstance(record, Epoch) and record.group:
+                    return record.group
+                if offset - first > GROUP_RECORDS:
+                    return ""
+    return ""
 
 
 # ---------------------------------------------------------------- when to take one

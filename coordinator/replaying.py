@@ -50,7 +50,6 @@ class Replay:
         self.partition = partition
         self.start = start
         self.identity = b"" if start.snapshot is None else start.snapshot.identity
-        self.epochs: list[tuple[int, bytes]] = []
         self.count = 0
         self._watermark = 0
 
@@ -60,7 +59,6 @@ class Replay:
         if whole is None:
             return
         self._watermark = self.view.begin(self.partition, whole.identity, whole.covered, whole.token_in_force)
-        self.epochs.append((whole.covered - 1, whole.token_in_force))
         for count in snapshots.restore(self.engine, self.partition, whole):
             self.count = count
             await asyncio.sleep(0)
@@ -72,7 +70,6 @@ class Replay:
                 if not self.identity:
                     self.identity = record.token
                     self._watermark = self.view.begin(partition, record.token, self.start.offset)
-                self.epochs.append((offset, record.token))
                 self.view.saw(partition, offset, record.token)
             else:
                 engine.apply(partition, offset, record)

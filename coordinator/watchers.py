@@ -6,8 +6,6 @@ raises is dropped and logged: a broken connection never hurts a neighbour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import structlog
 
 from coordinator.transport.base import Event, Unwatch, Want, Watcher
@@ -68,10 +66,6 @@ class Watchers:
         for entry in entries:
             self.detailed -= entry[1] == "events"
             self._call(id, entry, event)
-
-    def end_all(self, make: Callable[[str], Event]) -> None:
-        for id in list(self._by_id):
-            self.end(id, make(id))
 
     def ids(self) -> list[str]:
         return list(self._by_id)

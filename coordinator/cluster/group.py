@@ -257,10 +257,6 @@ class Group:
             return []
         return [each for each in range(succession.partitions) if succession.heir(each) == self.me.instance]
 
-    @property
-    def member(self) -> bool:
-        return self.succession.member
-
     def describe(self) -> dict[str, Any]:
         """Members, and the heir of each partition."""
         succession = self.succession

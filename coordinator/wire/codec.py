@@ -82,6 +82,14 @@ def header(data: bytes, *, partition: int, offset: int) -> Header:
         raise _damaged(data, partition, offset, str(error)).error() from error
 
 
+def kind_of(data: bytes) -> int | None:
+    """The kind alone, for who looks for records of some kinds only; None for bytes that are no record."""
+    try:
+        return _decode_header(data).kind
+    except _UNREADABLE:
+        return None
+
+
 class _Keyed(Struct, frozen=True, array_like=True):
     kind: int
     schema: int

@@ -162,9 +162,6 @@ class Connection:
         """Bytes kept: the unfinished frame and what is not taken yet."""
         return len(self._input) + len(self._output)
 
-    def is_open(self, seq: int) -> bool:
-        return seq in self._open
-
     # ----------------------------------------------------------------------------------------------------------- input
 
     def receive(self, data: bytes, now: int) -> list[Received]:

@@ -216,7 +216,7 @@ class World:
         """The group forgets them: they keep what they own, and acquire nothing more."""
         for each in instances:
             each.membership.agree(Assignment(-1, {}, {}))
-        await self.until(lambda: not any(each.group.member for each in instances))
+        await self.until(lambda: not any(each.group.succession.member for each in instances))
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Looks each turn of the loop or so: what makes it true is spread over lanes, links and groups."""
