@@ -37,13 +37,16 @@ class Join:
         self._watcher = watcher
         self._begin = begin
         self._unwatch: Unwatch | None = None
-        self._handle = loop.call_soon(self._join)
+        self._handle: asyncio.Handle | asyncio.Task[None] = loop.call_soon(self._join)
 
     def _join(self) -> None:
         try:
             self._unwatch = self._begin()
         except Exception as error:
-            self._watcher(Event("error", self._id, error=_told(self._id, error)))
+            self._refused(error)
+
+    def _refused(self, error: Exception) -> None:
+        self._watcher(Event("error", self._id, error=_told(self._id, error)))
 
     def __call__(self) -> None:
         self._handle.cancel()
@@ -51,10 +54,10 @@ class Join:
             self._unwatch()
 
 
-class Later:
-    """A watcher that joins once something else is settled (``first``); the instance itself is its Unwatch."""
+class Later(Join):
+    """A watcher that joins once something else is settled (``first``), whose refusal it is told as well."""
 
-    __slots__ = ("_begin", "_id", "_task", "_unwatch", "_watcher")
+    __slots__ = ()
 
     def __init__(
         self, id: str, watcher: Watcher, first: Callable[[], Awaitable[None]], begin: Callable[[], Unwatch]
@@ -63,19 +66,15 @@ class Later:
         self._watcher = watcher
         self._begin = begin
         self._unwatch: Unwatch | None = None
-        self._task = asyncio.get_running_loop().create_task(self._join(first))
+        self._handle = asyncio.get_running_loop().create_task(self._settle(first))
 
-    async def _join(self, first: Callable[[], Awaitable[None]]) -> None:
+    async def _settle(self, first: Callable[[], Awaitable[None]]) -> None:
         try:
             await first()
-            self._unwatch = self._begin()
         except Exception as error:
-            self._watcher(Event("error", self._id, error=_told(self._id, error)))
-
-    def __call__(self) -> None:
-        self._task.cancel()
-        if self._unwatch is not None:
-            self._unwatch()
+            self._refused(error)
+        else:
+            self._join()
 
 
 def _told(id: str, error: Exception) -> CoordinatorError:
