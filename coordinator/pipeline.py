@@ -30,7 +30,7 @@ from coordinator.errors import CorruptLog, Starting
 from coordinator.gateway.base import Done
 from coordinator.lane import Lane
 from coordinator.log.base import Log
-from coordinator.log.owned import OwnedPartition
+from coordinator.log.owned import OwnedPartition, new_token
 from coordinator.model.call import Answer, Call
 from coordinator.model.command import CommandView
 from coordinator.model.damaged import Damaged
@@ -101,6 +101,8 @@ class Pipeline:
         self.instance = instance
         self.address = address
         self.group_name = group_name
+        self.owned = OwnedPartition  # a simulation has one that breaks a rule, and tokens from its seed
+        self.new_token = new_token
         self.append_timeout_ms = append_timeout_ms
         self.probe = probe
         self.snapshot_settings = snapshots or SnapshotSettings()
@@ -127,7 +129,7 @@ class Pipeline:
                 group.create_task(lane.run(), name=f"lane-{lane.partition}")
 
     def owned_partition(self, partition: int) -> OwnedPartition:
-        return OwnedPartition(
+        return self.owned(
             self.log,
             partition,
             instance=self.instance,
@@ -136,6 +138,7 @@ class Pipeline:
             clock=self.now,
             group=self.group_name,
             on_garbage=self._garbage,
+            token=self.new_token,
         )
 
     def _garbage(self, damaged: Damaged) -> None:

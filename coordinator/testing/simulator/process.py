@@ -66,15 +66,7 @@ class WatchedPipeline(Pipeline):
     process: Process
 
     def owned_partition(self, partition: int) -> OwnedPartition:
-        owned = self.process.world.owned(
-            self.log,
-            partition,
-            instance=self.instance,
-            address=self.address,
-            append_timeout_ms=self.append_timeout_ms,
-            clock=self.now,
-            token=self.process.new_token,
-        )
+        owned = super().owned_partition(partition)
         self.process.tokens[partition] = owned.token
         return owned
 
@@ -243,6 +235,8 @@ class Process:
             ),
         )
         self.pipeline.process = self
+        self.pipeline.owned = world.owned
+        self.pipeline.new_token = self.new_token
         self.local = WatchedLocal(self.pipeline, registry, name="simulation")
         self.local.process = self
         self.front: Front = self.local
@@ -283,7 +277,7 @@ class Process:
         if self.group is not None:
             assert self.server is not None
             await self.server.start()
-            membership = SimulatedMembership(self.world, self, self.group.me, self.group.owned)
+            membership = SimulatedMembership(self.world, self, self.group.me, self.group.claims)
             tasks.append(asyncio.create_task(self.group.run(self.pipeline.lanes, membership)))
         stop = asyncio.create_task(self._stop.wait())
         try:
