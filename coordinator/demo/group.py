@@ -21,15 +21,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-from coordinator_client import AsyncClient, CoordinatorError
+from coordinator_client import AsyncClient
 
 from coordinator.demo.audit import audit
+from coordinator.demo.customer import customer
 from coordinator.demo.ledger import read_entries
 from coordinator.demo.orders import PlaceOrder
 from coordinator.demo.processes import Chain, Instance, ledger_of
@@ -151,20 +152,10 @@ async def _submit_all(chain: Chain, orders: list[PlaceOrder], tally: Tally) -> N
     try:
         async with asyncio.TaskGroup() as customers:
             for n in range(_CUSTOMERS):
-                customers.create_task(_customer(clients[n % len(clients)], waiting, tally))
+                customers.create_task(customer(clients[n % len(clients)], waiting, tally))
     finally:
         for client in clients:
             await client.close()
-
-
-async def _customer(client: AsyncClient, waiting: Iterator[PlaceOrder], tally: Tally) -> None:
-    for order in waiting:
-        try:
-            command = await client.submit("PlaceOrder", order, id=order.order, wait="2m")
-        except CoordinatorError as error:
-            tally.gave_up(order.order, f"{type(error).__name__}: {error}")
-        else:
-            tally.ended(order.order, command.state)
 
 
 async def _show(instance: Instance) -> None:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
-from coordinator_client import AsyncClient, CoordinatorError
+from coordinator_client import AsyncClient
 from msgspec import Struct
 
 from coordinator.demo.audit import audit
+from coordinator.demo.customer import customer
 from coordinator.demo.ledger import Entry, read_entries
 from coordinator.demo.orders import PlaceOrder
 from coordinator.demo.processes import Shop
@@ -137,17 +138,7 @@ async def _submit_all(url: str, orders: list[PlaceOrder], tally: Tally) -> None:
     waiting = iter(orders)
     async with AsyncClient(url) as client, asyncio.TaskGroup() as customers:
         for _ in range(min(_CUSTOMERS, len(orders))):
-            customers.create_task(_customer(client, waiting, tally))
-
-
-async def _customer(client: AsyncClient, waiting: Iterator[PlaceOrder], tally: Tally) -> None:
-    for order in waiting:
-        try:
-            command = await client.submit("PlaceOrder", order, id=order.order, wait="2m")
-        except CoordinatorError as error:
-            tally.gave_up(order.order, f"{type(error).__name__}: {error}")
-        else:
-            tally.ended(order.order, command.state)
+            customers.create_task(customer(client, waiting, tally))
 
 
 async def _observe(url: str, tally: Tally, tell: Tell) -> None:

@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from coordinator.transport.pb import coordinator_pb2 as pb
 from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
-from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.daemon import Daemon, Service, config
 from tests.integration.strangers import TRANSPORTS, frame, read_frame, resident_mib, sample, stranger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,12 +27,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 STEP: dict[str, Any] = {"name": "reserve", "service": "stock", "path": "/reserve"}
 ORDER: dict[str, Any] = {"name": "order", "version": 1, "steps": [STEP]}
 GOOD: dict[str, Any] = {"definition": ORDER, "payload": {"n": 1}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stock() -> AsyncIterator[Service]:
-    async with services("stock") as started:
-        yield started["stock"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from coordinator.cli.main import VERBS, main
-from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.daemon import Daemon, Service, config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,12 +29,6 @@ ORDER: dict[str, Any] = {
     "result": "${steps.charge.path}",
 }
 NOWHERE = ("--server", "http://127.0.0.1:9")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stock() -> AsyncIterator[Service]:
-    async with services("stock") as started:
-        yield started["stock"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

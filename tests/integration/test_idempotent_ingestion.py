@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from coordinator.transport.pb import coordinator_pb2 as pb
 from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
-from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.daemon import Daemon, Service, config
 from tests.integration.strangers import TRANSPORTS, Stranger, Told, stranger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,23 +32,6 @@ ORDER = {
 }
 WAIT_MS = 20_000
 _ids = count(1)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stock() -> AsyncIterator[Service]:
-    async with services("stock") as started:
-        yield started["stock"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemon(stock: Service, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
-    directory: Path = tmp_path_factory.mktemp("ingestion")
-    daemon = Daemon(directory, config(directory, {"stock": stock}))
-    try:
-        await asyncio.to_thread(daemon.start)
-        yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

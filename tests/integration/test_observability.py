@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.daemon import Daemon, Service
 from tests.integration.strangers import TRANSPORTS, stranger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -26,23 +25,6 @@ ORDER: dict[str, Any] = {
 LABELS = {"code", "generation", "implementation", "le", "major", "minor", "name", "partition", "patchlevel", "service"}
 LABELS |= {"state", "transport", "type", "verdict", "version"}
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stock() -> AsyncIterator[Service]:
-    async with services("stock") as started:
-        yield started["stock"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemon(stock: Service, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
-    directory: Path = tmp_path_factory.mktemp("observed")
-    daemon = Daemon(directory, config(directory, {"stock": stock}))
-    try:
-        await asyncio.to_thread(daemon.start)
-        yield daemon
-    finally:
-        daemon.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import httpx
 import msgspec
 import pytest
-import pytest_asyncio
 
 from coordinator.transport.pb import coordinator_pb2 as pb
 from coordinator.transport.pb.coordinator_pb2_grpc import CoordinatorStub
-from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.daemon import Daemon, Service
 from tests.integration.strangers import TRANSPORTS, frame, read_frame
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,23 +24,6 @@ ALL = ["accepted", *["step"] * STEPS, "final"]
 Seen = list[tuple[str, str]]
 """Kind and position of each event but ``state``, which is no record of its own."""
 _ids = count(1)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stock() -> AsyncIterator[Service]:
-    async with services("stock") as started:
-        yield started["stock"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def daemon(stock: Service, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
-    directory: Path = tmp_path_factory.mktemp("watching")
-    daemon = Daemon(directory, config(directory, {"stock": stock}))
-    try:
-        await asyncio.to_thread(daemon.start)
-        yield daemon
-    finally:
-        daemon.close()
 
 
 async def start(daemon: Daemon) -> str:
