@@ -231,10 +231,10 @@ class Lane:
             self.standing_by = False
 
     async def _acquire(self, owned: OwnedPartition) -> None:
-        began = self.pipeline.now()
+        pipeline = self.pipeline
+        began = pipeline.now()
         self._failure = None
         self._heir = None
-        pipeline = self.pipeline
         start = await recovery.find(pipeline.log, self.partition, timeout_ms=pipeline.append_timeout_ms)
         replay = Replay(pipeline.engine, pipeline.view, self.partition, start)
         with collector_at_rest():
@@ -247,20 +247,20 @@ class Lane:
         self.epoch = epoch
         self.owner = None
         told, self.end = self.end, epoch + 1
-        self.acquired_at = self.pipeline.now()
+        self.acquired_at = pipeline.now()
         self._heard_at = self.acquired_at - FRESH_MS - 1  # a replay takes long enough for somebody else's Epoch
         self.acting = True
-        self.pipeline.engine.open(self.partition, owned.token, epoch)
+        pipeline.engine.open(self.partition, owned.token, epoch)
         took = self.acquired_at - began
         self.snapshots.began(start, replay.identity, replay.count, took)
         self._fill(start)
         log.info(
             "partition acquired", partition=self.partition, epoch=epoch, records=replay.count, ms=took, start=start.why
         )
-        self.pipeline.metrics.acquired(self.partition, epoch, took / 1000)
-        if self.pipeline.group is not None:
-            self.pipeline.group.acquired(self.partition, epoch)
-        self.pipeline.on_acquired(self, told)
+        pipeline.metrics.acquired(self.partition, epoch, took / 1000)
+        if pipeline.group is not None:
+            pipeline.group.acquired(self.partition, epoch)
+        pipeline.on_acquired(self, told)
 
     # ------------------------------------------------------------ what finished before
 

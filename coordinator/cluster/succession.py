@@ -69,9 +69,7 @@ class Succession:
         self.told: dict[str, Held] = {}  # what each peer has told last
         self.dead: set[str] = set()
         self.leavers: set[str] = set()
-        self._refuted: dict[
-            str, int | None
-        ] = {}  # dead, until an Epoch of theirs came; since when, None: it is settled
+        self._refuted: dict[str, int | None] = {}  # were dead until an Epoch came (then); None: that is settled
         self.unable: set[int] = set()  # what we have tried to acquire, and could not
         self.given: dict[int, int] = {}  # partitions offered to us, with the epoch that ends
         self._member_since: dict[str, int] = {}
