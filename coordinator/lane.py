@@ -215,7 +215,7 @@ class Lane:
                     group.released(self.partition)
                 await owned.close()
             if group is not None and (failed >= ATTEMPTS or self.stopped is not None):
-                group.unable(self.partition)
+                group.unable(self.partition, for_good=self.stopped is not None)
             if self.stopped is not None:
                 await self._stay_stopped(str(self.stopped))
             if group is None or self.owner is None:

@@ -173,13 +173,17 @@ class Group:
         if self._held.pop(partition, None) is not None:
             self._tell()
 
-    def unable(self, partition: int) -> None:
-        """A lane has tried to acquire, more than once, and could not: another instance should, for a while."""
+    def unable(self, partition: int, *, for_good: bool = False) -> None:
+        """A lane has tried to acquire, more than once, and could not: another instance should, for a while.
+
+        ``for_good``: it has stopped, and would not acquire what is handed back to it.
+        """
         self.succession.unable.add(partition)
         self.succession.given.pop(partition, None)
         self._held[partition] = UNABLE
         self._tell()
-        asyncio.get_running_loop().call_later(UNABLE_S, self._able_again, partition)
+        if not for_good:
+            asyncio.get_running_loop().call_later(UNABLE_S, self._able_again, partition)
 
     def _able_again(self, partition: int) -> None:
         self.succession.unable.discard(partition)

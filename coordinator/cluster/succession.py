@@ -126,7 +126,7 @@ class Succession:
     def offered(self, partition: int, epoch: int) -> bool:
         """Its owner has let go and wants us to acquire it; False if we will not, or if the offer is an old one."""
         known = self.owners.get(partition)
-        if self.leaving or not self.member or (known is not None and known.epoch > epoch):
+        if self.leaving or not self.member or partition in self.unable or (known is not None and known.epoch > epoch):
             return False
         self.given[partition] = epoch
         return True

@@ -129,6 +129,7 @@ def test_a_partition_that_its_heir_cannot_acquire_is_another_members() -> None:
     assert succession.may_acquire(0, 0)
     succession.unable.add(0)
     assert succession.heir(0) == "a"
+    assert not succession.offered(0, 7), "it would have no owner"
 
 
 def test_an_old_offer_is_not_taken() -> None:
