@@ -94,6 +94,16 @@ class UnknownStep(NotFound):
     code, title = "unknown_step", "Unknown step"
 
 
+class UnknownSchedule(NotFound):
+    code, title = "unknown_schedule", "Unknown schedule"
+
+
+class Forbidden(CoordinatorError):
+    """Whoever asks is not one of those who may; ``extra["roles"]`` lists the roles that may."""
+
+    code, title, http, grpc = "forbidden", "Forbidden", 403, "PERMISSION_DENIED"
+
+
 class Conflict(CoordinatorError):
     code, title, http, grpc = "conflict", "Conflict", 409, "FAILED_PRECONDITION"
 

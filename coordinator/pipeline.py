@@ -42,6 +42,7 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Schedule,
     Snapshot,
     StepFailed,
     Submitted,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_OF_NO_COMMAND = (Registered, Schedule, Epoch, Snapshot)
 SETTLE_S = 2.0  # how long calls under way are waited for before their partition is handed over
 QUARANTINE_TOLD_MAX = 20  # of one replay, each with a line of its own
 TIMER_S_MAX = 1.0  # of sleep, so that a clock that jumps ahead, or a machine that slept, is noticed
@@ -200,7 +202,7 @@ class Pipeline:
         engine, watchers, partition = self.engine, self.watchers, lane.partition
         for offset, record in enumerate(records, base):
             engine.apply(partition, offset, record)
-            if len(watchers) and not isinstance(record, (Registered, Epoch, Snapshot)) and record.id in watchers:
+            if len(watchers) and not isinstance(record, _OF_NO_COMMAND) and record.id in watchers:
                 self._tell(partition, offset, record)
         self.pump()
         lane.settle(len(records))

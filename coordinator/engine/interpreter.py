@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from coordinator.awaitables import Gate, Skip
 from coordinator.engine.expressions import ExpressionError
 from coordinator.engine.plan import Plan, RequestPlan, StepPlan
 from coordinator.model.call import Request
-from coordinator.saga import CommandFailed, CommandType, Gate, Saga, Skip
+from coordinator.saga import CommandFailed, CommandType, Saga
 
 
 async def run(plan: Plan, payload: Any, saga: Saga) -> Any:

@@ -12,9 +12,9 @@ import re
 from functools import lru_cache
 from typing import Final
 
+from coordinator.awaitables import Retry, StepCall
 from coordinator.model.call import LocalCall, Request
 from coordinator.model.durations import parse_duration
-from coordinator.saga import Retry, StepCall
 
 STEPS_MAX: Final = 10_000  # of one command: a loop without end is a mistake of its author
 AWAITS_MAX: Final = 100_000  # of one run of exec, whatever it awaits

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from coordinator.awaitables import Retry
 from coordinator.engine import syntax
 from coordinator.engine.expressions import COMMAND_FIELDS, Expression, Scope, compile_expression
 from coordinator.engine.templates import Template, path_template, text_template, value_template
@@ -21,7 +22,6 @@ from coordinator.errors import InvalidPayload
 from coordinator.model import definition as source
 from coordinator.model.call import Request
 from coordinator.model.definition import Definition, RequestSource, Services, did_you_mean
-from coordinator.saga import Retry
 
 FAULTS_MAX = 100
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from coordinator.awaitables import Retry
 from coordinator.model.durations import parse_duration
 from coordinator.model.settings import EngineSettings
-from coordinator.saga import Retry
 
 if TYPE_CHECKING:
     from random import Random

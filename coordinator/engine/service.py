@@ -17,12 +17,12 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from coordinator.awaitables import Retry
 from coordinator.engine.breaker import Breaker, BreakerState
 from coordinator.engine.retry import RetryQueue
 from coordinator.model.call import LocalCall, Request
 from coordinator.model.records import Failure
 from coordinator.model.settings import EngineSettings, ServiceSettings
-from coordinator.saga import Retry
 
 if TYPE_CHECKING:
     from random import Random

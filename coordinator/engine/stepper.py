@@ -24,10 +24,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from coordinator.awaitables import Fork, Gate, Skip, StepCall
 from coordinator.engine import faults
 from coordinator.engine.misuse import AWAITS_MAX, STEPS_MAX, MisusedSaga, check
 from coordinator.model.records import Failure
-from coordinator.saga import Fork, Gate, Saga, Skip, StepCall, StepFailed
+from coordinator.saga import Saga, StepFailed
 
 _decode = msgspec.msgpack.decode
 

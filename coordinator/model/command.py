@@ -26,6 +26,9 @@ class State(StrEnum):
 
 FINAL = frozenset({State.COMPLETED, State.COMPENSATED, State.FAILED, State.ABORTED})
 
+DEADLINE_STATES = frozenset({State.DELAYED, State.BLOCKED, State.WAITING, State.PAUSED, State.DEAD_LETTER})
+"""States that a type may set a longest time for."""
+
 
 class StepState(StrEnum):
     """States of a step."""
@@ -51,6 +54,7 @@ class Operation(StrEnum):
     ABORT = "abort"
     RETRY = "retry"
     REQUEUE = "requeue"
+    RESOLVE = "resolve"
 
 
 class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +62,8 @@ class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Exactly one of ``type`` (a registered or code type, ``version`` optional: the newest) and ``definition`` (inline
     JSON definition).  ``payload`` is any JSON value.  ``timeout`` is the command's deadline as a duration.
-    ``admit_within``: instead of a refusal at once, wait so long for a free slot.
+    ``admit_within``: instead of a refusal at once, wait so long for a free slot.  ``delay``: a duration from now before
+    it begins; ``timeout`` counts from then on.
     """
 
     id: str | None = None
@@ -70,6 +75,7 @@ class Submission(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: str | None = None
     attributes: dict[str, str | int | float | bool] = field(default_factory=dict)
     admit_within: str | None = None
+    delay: str | None = None
 
 
 class FailureView(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,7 +101,11 @@ class StepView(Struct, frozen=True, kw_only=True):
 
 
 class CommandView(Struct, frozen=True, kw_only=True):
-    """A command as every transport shows it; times are RFC 3339 in UTC with milliseconds."""
+    """A command as every transport shows it; times are RFC 3339 in UTC with milliseconds.
+
+    ``waiting_for``: names of data, decisions and sleeps that it waits for (``start``: for its own delay).  ``revision``
+    is more than 1 when late data has opened it again.
+    """
 
     id: str
     type: str
@@ -113,3 +123,4 @@ class CommandView(Struct, frozen=True, kw_only=True):
     payload: Any = None
     priority: int = 0
     reason: str | None = None
+    revision: int = 1

@@ -68,6 +68,7 @@ class Submitted(Struct, frozen=True, array_like=True, tag_field="kind", tag=1):
     attributes: dict[str, Any] = {}
     priority: int = 0
     meta: dict[str, Any] = {}  # room for trace context, actor, key id
+    start_at: int = 0  # ms since 1970: it begins then, and `timeout` counts from then
 
 
 class Outcome(Struct, frozen=True, array_like=True, tag_field="kind", tag=2):
@@ -87,8 +88,10 @@ class StepFailed(Struct, frozen=True, array_like=True, tag_field="kind", tag=3):
     """A step was answered in the negative, or given up.
 
     ``undo`` tells that the step's undo was called.  ``verdict`` is what follows: ``retry`` (attempts are left, the
-    next is due ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator).  An
-    empty step means the command's own code (poison); with ``undo``, that it fails even on the way back.
+    next is due ``retry_at``), ``failed`` (the step has failed), ``parked`` (dead letter: waits for an operator),
+    ``held`` (no step: exec has stopped at a savepoint, as a dead letter), ``delayed`` (the answer is unknown and it is
+    asked again; recorded only where errors are counted).  An empty step means the command's own code (poison); with
+    ``undo``, that it fails even on the way back.
     """
 
     schema: int
@@ -119,7 +122,11 @@ class Undone(Struct, frozen=True, array_like=True, tag_field="kind", tag=4):
 
 
 class Signal(Struct, frozen=True, array_like=True, tag_field="kind", tag=5):
-    """Data, a decision or a callback from outside, for the step ``name``; ``signal_id`` makes it once-only."""
+    """Something from outside; ``signal_id`` makes it once-only.
+
+    ``channel``: ``data`` (under the name ``name``, from a client or by a callback) or ``decision`` (of the step
+    ``name``; ``value`` is ``{"approve", "comment"}``, ``by`` whoever decided).
+    """
 
     schema: int
     token: bytes
@@ -129,10 +136,14 @@ class Signal(Struct, frozen=True, array_like=True, tag_field="kind", tag=5):
     value: Raw
     signal_id: str = ""
     by: str = ""
+    channel: str = "data"
 
 
 class Control(Struct, frozen=True, array_like=True, tag_field="kind", tag=6):
-    """An operator's request that was legal when it was made: pause, resume, cancel, abort, retry, requeue."""
+    """An operator's request that was legal when it was made: pause, resume, cancel, abort, retry, requeue, resolve.
+
+    ``auto``: nobody asked; the command's type says so (pause after errors, and the resume that follows).
+    """
 
     schema: int
     token: bytes
@@ -144,16 +155,24 @@ class Control(Struct, frozen=True, array_like=True, tag_field="kind", tag=6):
     step: str = ""  # requeue
     input: Raw = NIL  # requeue: replaces the request's body
     replaces: bool = False  # whether it does: null is an input like any other
+    auto: bool = False
 
 
 class Timer(Struct, frozen=True, array_like=True, tag_field="kind", tag=7):
-    """A durable time has come: ``name`` is ``deadline`` (of the command)."""
+    """A durable time has come.
+
+    ``what``: ``deadline`` (of the command), ``start`` (its delay is over), ``step`` (a wait's time, or a step's
+    deadline: ``name`` is the step) or ``state`` (``name`` is a state that it has been in for too long).  ``moves`` is
+    how many records of the command had been folded when the time came: a state may have been left since.
+    """
 
     schema: int
     token: bytes
     at: int
     id: CommandId
     name: str
+    what: str = "deadline"
+    moves: int = 0
 
 
 Piece = tuple[int, bytes]
@@ -198,6 +217,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
     quarantine: list[Piece] = []
     receipts: bytes = b""
     chain: list[Link] = []
+    schedules: list[Piece] = []
 
 
 class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
@@ -225,12 +245,75 @@ class Registered(Struct, frozen=True, array_like=True, tag_field="kind", tag=10)
     by: str = ""
 
 
-Record = Epoch | Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Snapshot | Finished | Registered
-CommandRecord = Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished
+class Reopened(Struct, frozen=True, array_like=True, tag_field="kind", tag=11):
+    """Late data has opened a finished command again, as its next ``revision``.
+
+    ``records`` are all records of it so far, as they were encoded and with their offsets, its end left out: the command
+    is folded from these, wherever they themselves are by now.
+    """
+
+    schema: int
+    token: bytes
+    at: int
+    id: CommandId
+    revision: int
+    records: list[Piece]
+    by: str = ""
+
+
+class Schedule(Struct, frozen=True, array_like=True, tag_field="kind", tag=12):
+    """What happened to the schedule ``name``, which lives in the partition that its name hashes to.
+
+    ``action``: ``put`` (``content`` is the schedule as JSON), ``pause``, ``resume``, ``delete``, ``fired`` (its command
+    ``command`` is durable) or ``skipped`` (the last run was still going); ``due`` is the time (ms) that was due then.
+    """
+
+    schema: int
+    token: bytes
+    at: int
+    name: str
+    action: str
+    content: Raw = NIL
+    due: int = 0
+    command: str = ""
+    by: str = ""
+    reason: str = ""
+
+
+Record = (
+    Epoch
+    | Submitted
+    | Outcome
+    | StepFailed
+    | Undone
+    | Signal
+    | Control
+    | Timer
+    | Snapshot
+    | Finished
+    | Registered
+    | Reopened
+    | Schedule
+)
+CommandRecord = Submitted | Outcome | StepFailed | Undone | Signal | Control | Timer | Finished | Reopened
 
 KINDS: Final[dict[int, type[Struct]]] = {
     kind.__struct_config__.tag: kind  # type: ignore[misc]
-    for kind in (Epoch, Submitted, Outcome, StepFailed, Undone, Signal, Control, Timer, Snapshot, Finished, Registered)
+    for kind in (
+        Epoch,
+        Submitted,
+        Outcome,
+        StepFailed,
+        Undone,
+        Signal,
+        Control,
+        Timer,
+        Snapshot,
+        Finished,
+        Registered,
+        Reopened,
+        Schedule,
+    )
 }
 """The kinds by their numbers."""
 

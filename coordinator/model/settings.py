@@ -34,10 +34,15 @@ class ServiceSettings(Struct, frozen=True, kw_only=True):
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True):
-    """The engine's limits and intervals (API.md, Configuration)."""
+    """The engine's limits and intervals (API.md, Configuration).
+
+    ``callback_url`` is where services reach the coordinator (``https://coordinator.example``), for
+    `Saga.callback_url`.
+    """
 
     max_commands: int = 1000
     slow_retry_interval_ms: int = 200
     fast_retry_interval_ms: int = 0
     retry_jitter_ms: int = 100
     suspend: str = "service"  # or "coordinator"
+    callback_url: str = ""

@@ -167,7 +167,58 @@ class Front(Protocol):
         input: Any = None,
         replace_input: bool = False,
     ) -> CommandView:
-        """pause, resume, cancel, abort, retry, requeue; returns the view once the Control record is durable."""
+        """pause, resume, cancel, abort, retry, requeue, resolve; returns the view once the Control record is durable.
+
+        ``step``: of requeue and resolve; ``input``: of requeue.
+        """
+        ...
+
+    async def provide(self, id: str, name: str, value: Any, *, signal_id: str = "", by: str = "") -> CommandView:
+        """Data for whoever waits for ``name`` in the command, or will; returns the view once it is durable.
+
+        The same ``signal_id`` again, or the same value while nobody waits for another, changes nothing.  Raises
+        IllegalState where the command has ended, unless its type says that this datum opens it again.
+        """
+        ...
+
+    async def callback(self, id: str, name: str, token: str, value: Any) -> None:
+        """What a service sends to a `Saga.callback_url`, whose last part is ``token``.
+
+        UnknownCommand also for a wrong token; counts once, whatever is sent later.
+        """
+        ...
+
+    async def decide(
+        self, id: str, step: str, *, approve: bool, by: str, comment: str, roles: Collection[str] = ()
+    ) -> CommandView:
+        """A person's decision; ``roles`` are those that they have.  Returns the view once it is durable.
+
+        Raises UnknownStep for a step that is no decision, IllegalState for one that nobody is asked for now or that has
+        been decided, Forbidden.
+        """
+        ...
+
+    async def decisions(self) -> list[dict[str, Any]]:
+        """Decisions that are waited for: ``{"command_id", "type", "step", "input", "roles", "since", "timeout_at",
+        "on_timeout", "attributes"}``, the oldest first; a `Gathered` where some may be missing."""
+        ...
+
+    async def put_schedule(self, name: str, content: dict[str, Any], by: str) -> dict[str, Any]:
+        """Makes or replaces a schedule (docs/schedules.md); returns it as `schedule` does, once it is durable."""
+        ...
+
+    async def schedule(self, name: str) -> dict[str, Any]:
+        """``{"name", "spec", "state", "next", "last", "waiting", "by", "reason"}``; raises UnknownSchedule."""
+        ...
+
+    async def schedules(self) -> list[dict[str, Any]]:
+        """All of them by name; a `Gathered` where some may be missing."""
+        ...
+
+    async def control_schedule(
+        self, name: str, action: Literal["pause", "resume", "delete"], *, by: str, reason: str
+    ) -> dict[str, Any]:
+        """Returns the schedule as it is then; twice is idempotent; raises UnknownSchedule."""
         ...
 
     def outcomes(

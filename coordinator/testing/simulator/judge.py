@@ -23,6 +23,7 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Schedule,
     Snapshot,
     StepFailed,
     Submitted,
@@ -145,7 +146,7 @@ class Judge:
                 self._poisoned(record)
             if isinstance(record, Snapshot):
                 self._snapshot(partition, record, valid)
-            elif valid and not isinstance(record, (Epoch, Registered)):
+            elif valid and not isinstance(record, (Epoch, Registered, Schedule)):
                 self._count(partition, offset, record)
 
     def _snapshot(self, partition: int, part: Snapshot, valid: bool) -> None:

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 
 from coordinator import CommandFailed, Delayed, Saga, StepFailed, post
+from coordinator.awaitables import Gate, Retry, Skip, StepCall
 from coordinator.engine import stepper
 from coordinator.engine.misuse import MisusedSaga
 from coordinator.engine.stepper import Execution
+from coordinator.model.call import LocalCall
 from coordinator.model.records import Failure, raw
-from coordinator.saga import Gate, LocalCall, Retry, Skip, StepCall
 
 NO = Failure("declined", "no")
 

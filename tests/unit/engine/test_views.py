@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from coordinator import Blocked, Retry, Saga
+from coordinator.awaitables import Skip
 from coordinator.engine import views
 from coordinator.model.command import CommandView, Operation
 from coordinator.model.ids import CommandId
 from coordinator.model.records import SCHEMA, Failure, Outcome, Registered, raw
-from coordinator.saga import Skip
 from tests.unit.engine.desk import CALM, Desk, fork, sequence, step, submitted
 
 
