@@ -14,15 +14,22 @@ from coordinator.model.command import Operation
 from coordinator.transport.base import Front
 from coordinator.wire.frames import (
     BreakerParams,
+    CallbackParams,
     ControlParams,
+    ControlScheduleParams,
+    DecideParams,
     DrawDefinitionParams,
     GetDefinitionParams,
     GetParams,
     ListParams,
     Nothing,
     OfCommand,
+    OfSchedule,
+    ProvideParams,
     PutDefinitionParams,
+    PutScheduleParams,
     RequeueParams,
+    ResolveParams,
 )
 
 Handler = Callable[[Front, Any], Awaitable[Any]]
@@ -71,6 +78,28 @@ async def _requeue(front: Front, params: RequeueParams) -> Any:
     )
 
 
+async def _resolve(front: Front, params: ResolveParams) -> Any:
+    return await front.control(params.id, Operation.RESOLVE, reason=params.reason, by=params.by, step=params.step)
+
+
+async def _provide(front: Front, params: ProvideParams) -> Any:
+    return await front.provide(params.id, params.name, params.value, signal_id=params.signal_id, by=params.by)
+
+
+async def _callback(front: Front, params: CallbackParams) -> Any:
+    await front.callback(params.id, params.name, params.token, params.value)
+
+
+async def _decide(front: Front, params: DecideParams) -> Any:
+    return await front.decide(
+        params.id, params.step, approve=params.approve, by=params.by, comment=params.comment, roles=params.roles
+    )
+
+
+async def _decisions(front: Front, params: Nothing) -> Any:
+    return await front.decisions()
+
+
 async def _dead_letters(front: Front, params: Nothing) -> Any:
     return await front.dead_letters()
 
@@ -117,6 +146,22 @@ async def _definition_diagram(front: Front, params: DrawDefinitionParams) -> Any
     return await front.definition_diagram(params.name, params.version)
 
 
+async def _put_schedule(front: Front, params: PutScheduleParams) -> Any:
+    return await front.put_schedule(params.name, params.content, params.by)
+
+
+async def _schedule(front: Front, params: OfSchedule) -> Any:
+    return await front.schedule(params.name)
+
+
+async def _schedules(front: Front, params: Nothing) -> Any:
+    return await front.schedules()
+
+
+async def _control_schedule(front: Front, params: ControlScheduleParams) -> Any:
+    return await front.control_schedule(params.name, params.action, by=params.by, reason=params.reason)
+
+
 HANDLERS: dict[str, Handler] = {
     "get": _get,
     "list": _list,
@@ -125,6 +170,11 @@ HANDLERS: dict[str, Handler] = {
     "diagram": _diagram,
     "control": _control,
     "requeue": _requeue,
+    "resolve": _resolve,
+    "provide": _provide,
+    "callback": _callback,
+    "decide": _decide,
+    "decisions": _decisions,
     "dead_letters": _dead_letters,
     "quarantine": _quarantine,
     "log": _log,
@@ -136,4 +186,8 @@ HANDLERS: dict[str, Handler] = {
     "get_definition": _get_definition,
     "definitions": _definitions,
     "definition_diagram": _definition_diagram,
+    "put_schedule": _put_schedule,
+    "schedule": _schedule,
+    "schedules": _schedules,
+    "control_schedule": _control_schedule,
 }

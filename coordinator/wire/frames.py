@@ -250,6 +250,45 @@ class RequeueParams(_Params, frozen=True):
     by: str = ""
 
 
+class ResolveParams(_Params, frozen=True):
+    """An undo that failed for good has been done by hand."""
+
+    id: str
+    step: str
+    reason: str = ""
+    by: str = ""
+
+
+class ProvideParams(_Params, frozen=True):
+    """``signal_id``, chosen by the client, makes a repeat harmless."""
+
+    id: str
+    name: str
+    value: Any
+    signal_id: str = ""
+    by: str = ""
+
+
+class CallbackParams(_Params, frozen=True):
+    """What came to a callback URL at another instance; ``token`` is the URL's last part."""
+
+    id: str
+    name: str
+    token: str
+    value: Any
+
+
+class DecideParams(_Params, frozen=True):
+    """``roles`` are those of the person who decides."""
+
+    id: str
+    step: str
+    approve: bool
+    by: str = ""
+    comment: str = ""
+    roles: list[str] = []
+
+
 class WatchParams(_Params, frozen=True):
     id: str
     after: str | None = None
@@ -296,6 +335,23 @@ class DrawDefinitionParams(_Params, frozen=True):
     version: Annotated[int, Meta(ge=1)]
 
 
+class PutScheduleParams(_Params, frozen=True):
+    name: str
+    content: dict[str, Any]
+    by: str = ""
+
+
+class OfSchedule(_Params, frozen=True):
+    name: str
+
+
+class ControlScheduleParams(_Params, frozen=True):
+    name: str
+    action: Literal["pause", "resume", "delete"]
+    reason: str = ""
+    by: str = ""
+
+
 PARAMS: dict[str, type[_Params]] = {
     "get": GetParams,
     "list": ListParams,
@@ -305,6 +361,10 @@ PARAMS: dict[str, type[_Params]] = {
     "watch": WatchParams,
     "control": ControlParams,
     "requeue": RequeueParams,
+    "resolve": ResolveParams,
+    "provide": ProvideParams,
+    "decide": DecideParams,
+    "decisions": Nothing,
     "outcomes": OutcomesParams,
     "dead_letters": Nothing,
     "quarantine": Nothing,
@@ -317,10 +377,14 @@ PARAMS: dict[str, type[_Params]] = {
     "get_definition": GetDefinitionParams,
     "definitions": Nothing,
     "definition_diagram": DrawDefinitionParams,
+    "put_schedule": PutScheduleParams,
+    "schedule": OfSchedule,
+    "schedules": Nothing,
+    "control_schedule": ControlScheduleParams,
 }
 """Every operation of a Request and its parameters."""
 
-PEER_PARAMS: dict[str, type[_Params]] = {"follow": Nothing, "take": TakeParams}
+PEER_PARAMS: dict[str, type[_Params]] = {"follow": Nothing, "take": TakeParams, "callback": CallbackParams}
 """Operations that only another instance of the group may ask for, besides all others."""
 
 
@@ -445,7 +509,9 @@ def read_params(request: Request, peer: bool = False) -> Any:
     match params:
         case RequeueParams(input=value) if value is not msgspec.UNSET:
             fault = json_fault(value, "$.input")
-        case PutDefinitionParams(content=value):
+        case ProvideParams(value=value) | CallbackParams(value=value):
+            fault = json_fault(value, "$.value")
+        case PutDefinitionParams(content=value) | PutScheduleParams(content=value):
             fault = json_fault(value, "$.content")
         case _:
             fault = None

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.errors import CoordinatorError, Malformed, TooLarge
+from coordinator.errors import CoordinatorError, InvalidPayload, Malformed, TooLarge
 from coordinator.model.command import Submission
 from coordinator.wire import frames
 from coordinator.wire.connection import Connection, Identity, TcpSettings
@@ -45,6 +45,9 @@ json_values = st.recursive(
 almost_frames = st.lists(values, max_size=7) | st.tuples(
     st.integers(0, 15), st.integers(-1, SEQ_MAX), values, values, values
 )
+members = st.sampled_from(
+    sorted({field for params in (frames.PARAMS | frames.PEER_PARAMS).values() for field in params.__struct_fields__})
+)
 
 
 def encoded(value: Any) -> bytes:
@@ -67,6 +70,24 @@ def test_only_documented_errors_come_out_of_the_reader(body: bytes) -> None:
     if isinstance(fault, FrameFault):
         assert 1 <= fault.seq <= SEQ_MAX
         assert fault.error.code in ("malformed", "invalid_payload")
+
+
+@given(st.sampled_from(sorted(frames.PARAMS | frames.PEER_PARAMS)), values | st.dictionaries(members, values))
+@settings(max_examples=200, deadline=None)
+def test_only_documented_errors_come_out_of_the_parameters(operation: str, params: Any) -> None:
+    """Whatever stands where parameters should, under every operation: they are read, or it is said what is wrong."""
+    request = Request(1, operation, None, msgspec.Raw(encoded(params)))
+    with contextlib.suppress(Malformed, InvalidPayload):
+        frames.read_params(request, peer=True)
+
+
+@given(json_values)
+@settings(max_examples=100, deadline=None)
+def test_every_json_value_passes_as_data_unchanged(value: Any) -> None:
+    """What a client provides, or a service calls back with, is what the command gets."""
+    for operation, rest in (("provide", {"name": "otp"}), ("callback", {"name": "bank", "token": "1.x"})):
+        request = Request(1, operation, None, msgspec.Raw(encoded({"id": "a", **rest, "value": value})))
+        assert frames.read_params(request, peer=True).value == value
 
 
 @given(json_values)

@@ -46,6 +46,7 @@ def submission(message: pb.Submission) -> Submission:
         timeout=message.timeout or None,
         attributes={key: _attribute(key, value) for key, value in message.attributes.items()},
         admit_within=message.admit_within or None,
+        delay=message.delay or None,
     )
 
 
@@ -83,6 +84,7 @@ def command(view: CommandView) -> pb.Command:
         payload_json=to_json(view.payload),
         priority=view.priority,
         reason=view.reason or "",
+        revision=view.revision,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from google.protobuf.message import Message
+
 from coordinator.errors import InvalidPayload
 from coordinator.model.command import Operation
 from coordinator.transport.base import Front, Traffic
@@ -21,7 +23,8 @@ DEADLINE_MARGIN_MS: Final = 50
 QUIET_S: Final = 3600.0  # how long a watch sleeps at most between looks at its queue; gRPC keeps the connection alive
 LIMIT_DEFAULT: Final = 50
 LIMIT_MAX: Final = 1000
-_CONTROLS: Final = tuple(str(each) for each in Operation if each is not Operation.REQUEUE)
+_OF_A_STEP: Final = (Operation.REQUEUE, Operation.RESOLVE)  # which have calls of their own
+_CONTROLS: Final = tuple(str(each) for each in Operation if each not in _OF_A_STEP)
 
 
 class Service:
@@ -44,6 +47,10 @@ class Service:
             "Diagram": unary("Diagram", pb.CommandId, self.diagram),
             "Control": unary("Control", pb.ControlRequest, self.control),
             "Requeue": unary("Requeue", pb.RequeueRequest, self.requeue),
+            "Resolve": unary("Resolve", pb.ResolveRequest, self.resolve),
+            "Provide": unary("Provide", pb.ProvideRequest, self.provide),
+            "Decide": unary("Decide", pb.DecideRequest, self.decide),
+            "Decisions": unary("Decisions", pb.Empty, self.decisions),
             "Watch": server_stream("Watch", pb.WatchRequest, self.watch),
             "Session": both_streams("Session", self.session),
             "Outcomes": server_stream("Outcomes", pb.OutcomesRequest, self.outcomes),
@@ -57,6 +64,10 @@ class Service:
             "GetDefinition": unary("GetDefinition", pb.DefinitionId, self.get_definition),
             "ListDefinitions": unary("ListDefinitions", pb.Empty, self.list_definitions),
             "DefinitionDiagram": unary("DefinitionDiagram", pb.DefinitionId, self.definition_diagram),
+            "PutSchedule": unary("PutSchedule", pb.PutScheduleRequest, self.put_schedule),
+            "GetSchedule": unary("GetSchedule", pb.ScheduleName, self.get_schedule),
+            "ListSchedules": unary("ListSchedules", pb.Empty, self.list_schedules),
+            "ControlSchedule": unary("ControlSchedule", pb.ControlScheduleRequest, self.control_schedule),
         }
 
     # ------------------------------------------------------------ commands
@@ -110,8 +121,7 @@ class Service:
         return messages.command(view)
 
     async def requeue(self, request: pb.RequeueRequest, context: Context) -> pb.Command:
-        if not request.step:
-            raise InvalidPayload.at("$.step", "required")
+        _required(request, "step")
         replaced = request.HasField("input_json")
         view = await self._front.control(
             request.id,
@@ -123,6 +133,38 @@ class Service:
             replace_input=replaced,
         )
         return messages.command(view)
+
+    async def resolve(self, request: pb.ResolveRequest, context: Context) -> pb.Command:
+        _required(request, "step")
+        view = await self._front.control(
+            request.id, Operation.RESOLVE, reason=request.reason, by=request.by, step=request.step
+        )
+        return messages.command(view)
+
+    # ------------------------------------------------------------ data and decisions
+
+    async def provide(self, request: pb.ProvideRequest, context: Context) -> pb.Command:
+        _required(request, "name")
+        value = messages.from_json(request.value_json, "$.value")
+        view = await self._front.provide(request.id, request.name, value, signal_id=request.signal_id, by=request.by)
+        return messages.command(view)
+
+    async def decide(self, request: pb.DecideRequest, context: Context) -> pb.Command:
+        _required(request, "step")
+        if not request.HasField("approve"):  # an absent bool reads as false, and would reject what nobody rejected
+            raise InvalidPayload.at("$.approve", "required")
+        view = await self._front.decide(
+            request.id,
+            request.step,
+            approve=request.approve,
+            by=request.by,
+            comment=request.comment,
+            roles=tuple(request.roles),
+        )
+        return messages.command(view)
+
+    async def decisions(self, request: pb.Empty, context: Context) -> pb.Json:
+        return _json(await self._front.decisions())
 
     # ------------------------------------------------------------ streams
 
@@ -152,8 +194,7 @@ class Service:
             self.streams.discard(session)
 
     async def outcomes(self, request: pb.OutcomesRequest, context: Context) -> AsyncIterator[pb.OutcomeItem]:
-        if not request.service:
-            raise InvalidPayload.at("$.service", "required")
+        _required(request, "service")
         start = getattr(request, "from") or None
         reader = OutcomeReader(self._front.outcomes(request.service, start, request.follow))
         try:
@@ -210,6 +251,28 @@ class Service:
         _check_definition_id(request.name, request.version)
         return pb.DiagramReply(mermaid=await self._front.definition_diagram(request.name, request.version))
 
+    # ------------------------------------------------------------ schedules
+
+    async def put_schedule(self, request: pb.PutScheduleRequest, context: Context) -> pb.Json:
+        _required(request, "name")
+        content = messages.object_from_json(request.schedule_json, "$.schedule")
+        return _json(await self._front.put_schedule(request.name, content, request.by))
+
+    async def get_schedule(self, request: pb.ScheduleName, context: Context) -> pb.Json:
+        return _json(await self._front.schedule(request.name))
+
+    async def list_schedules(self, request: pb.Empty, context: Context) -> pb.Json:
+        return _json(await self._front.schedules())
+
+    async def control_schedule(self, request: pb.ControlScheduleRequest, context: Context) -> pb.Json:
+        match request.action:
+            case "pause" | "resume" | "delete" as action:
+                return _json(
+                    await self._front.control_schedule(request.name, action, by=request.by, reason=request.reason)
+                )
+            case other:
+                raise InvalidPayload.at("$.action", f"one of pause, resume, delete, not {other!r}")
+
 
 class Watch:
     """An open watch, as `Streams` knows it."""
@@ -224,6 +287,12 @@ class Watch:
 
 def _json(value: Any) -> pb.Json:
     return pb.Json(json=messages.to_json(value))
+
+
+def _required(request: Message, field: str) -> None:
+    """Refuses a text that is absent, which protobuf does not tell from an empty one."""
+    if not getattr(request, field):
+        raise InvalidPayload.at(f"$.{field}", "required")
 
 
 def _check_definition_id(name: str, version: int) -> None:

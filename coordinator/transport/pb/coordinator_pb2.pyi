@@ -23,7 +23,7 @@ class CommandId(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class Submission(_message.Message):
-    __slots__ = ("id", "type", "version", "definition_json", "payload_json", "priority", "timeout", "attributes", "admit_within")
+    __slots__ = ("id", "type", "version", "definition_json", "payload_json", "priority", "timeout", "attributes", "admit_within", "delay")
     class AttributesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class Submission(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     ADMIT_WITHIN_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
     id: str
     type: str
     version: int
@@ -49,7 +50,8 @@ class Submission(_message.Message):
     timeout: str
     attributes: _containers.MessageMap[str, Attribute]
     admit_within: str
-    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., version: _Optional[int] = ..., definition_json: _Optional[bytes] = ..., payload_json: _Optional[bytes] = ..., priority: _Optional[int] = ..., timeout: _Optional[str] = ..., attributes: _Optional[_Mapping[str, Attribute]] = ..., admit_within: _Optional[str] = ...) -> None: ...
+    delay: str
+    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., version: _Optional[int] = ..., definition_json: _Optional[bytes] = ..., payload_json: _Optional[bytes] = ..., priority: _Optional[int] = ..., timeout: _Optional[str] = ..., attributes: _Optional[_Mapping[str, Attribute]] = ..., admit_within: _Optional[str] = ..., delay: _Optional[str] = ...) -> None: ...
 
 class Attribute(_message.Message):
     __slots__ = ("text", "whole", "number", "flag")
@@ -119,7 +121,7 @@ class ListReply(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., next_cursor: _Optional[str] = ..., incomplete: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("id", "type", "version", "state", "result_json", "error", "steps", "waiting_for", "attributes_json", "submitted_at", "finished_at", "partition", "position", "payload_json", "priority", "reason")
+    __slots__ = ("id", "type", "version", "state", "result_json", "error", "steps", "waiting_for", "attributes_json", "submitted_at", "finished_at", "partition", "position", "payload_json", "priority", "reason", "revision")
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +138,7 @@ class Command(_message.Message):
     PAYLOAD_JSON_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     id: str
     type: str
     version: int
@@ -152,7 +155,8 @@ class Command(_message.Message):
     payload_json: bytes
     priority: int
     reason: str
-    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[str] = ..., result_json: _Optional[bytes] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[str]] = ..., attributes_json: _Optional[bytes] = ..., submitted_at: _Optional[str] = ..., finished_at: _Optional[str] = ..., partition: _Optional[int] = ..., position: _Optional[str] = ..., payload_json: _Optional[bytes] = ..., priority: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    revision: int
+    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[str] = ..., result_json: _Optional[bytes] = ..., error: _Optional[_Union[Failure, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., waiting_for: _Optional[_Iterable[str]] = ..., attributes_json: _Optional[bytes] = ..., submitted_at: _Optional[str] = ..., finished_at: _Optional[str] = ..., partition: _Optional[int] = ..., position: _Optional[str] = ..., payload_json: _Optional[bytes] = ..., priority: _Optional[int] = ..., reason: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("name", "service", "state", "attempts", "outcome_json", "error")
@@ -231,6 +235,48 @@ class RequeueRequest(_message.Message):
     reason: str
     by: str
     def __init__(self, id: _Optional[str] = ..., step: _Optional[str] = ..., input_json: _Optional[bytes] = ..., reason: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class ResolveRequest(_message.Message):
+    __slots__ = ("id", "step", "reason", "by")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    step: str
+    reason: str
+    by: str
+    def __init__(self, id: _Optional[str] = ..., step: _Optional[str] = ..., reason: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class ProvideRequest(_message.Message):
+    __slots__ = ("id", "name", "value_json", "signal_id", "by")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_ID_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    value_json: bytes
+    signal_id: str
+    by: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., value_json: _Optional[bytes] = ..., signal_id: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...
+
+class DecideRequest(_message.Message):
+    __slots__ = ("id", "step", "approve", "by", "comment", "roles")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    APPROVE_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    step: str
+    approve: bool
+    by: str
+    comment: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., step: _Optional[str] = ..., approve: _Optional[bool] = ..., by: _Optional[str] = ..., comment: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("id", "after")
@@ -336,3 +382,31 @@ class DefinitionId(_message.Message):
     name: str
     version: int
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class PutScheduleRequest(_message.Message):
+    __slots__ = ("name", "schedule_json", "by")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_JSON_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    schedule_json: bytes
+    by: str
+    def __init__(self, name: _Optional[str] = ..., schedule_json: _Optional[bytes] = ..., by: _Optional[str] = ...) -> None: ...
+
+class ScheduleName(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ControlScheduleRequest(_message.Message):
+    __slots__ = ("name", "action", "reason", "by")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    action: str
+    reason: str
+    by: str
+    def __init__(self, name: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ..., by: _Optional[str] = ...) -> None: ...

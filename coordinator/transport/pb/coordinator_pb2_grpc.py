@@ -74,6 +74,26 @@ class CoordinatorStub:
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.RequeueRequest.SerializeToString,
                 response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
                 _registered_method=True)
+        self.Resolve = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Resolve',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ResolveRequest.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+                _registered_method=True)
+        self.Provide = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Provide',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ProvideRequest.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+                _registered_method=True)
+        self.Decide = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Decide',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DecideRequest.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+                _registered_method=True)
+        self.Decisions = channel.unary_unary(
+                '/coordinator.v1.Coordinator/Decisions',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/coordinator.v1.Coordinator/Watch',
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.WatchRequest.SerializeToString,
@@ -139,6 +159,26 @@ class CoordinatorStub:
                 request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DefinitionId.SerializeToString,
                 response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DiagramReply.FromString,
                 _registered_method=True)
+        self.PutSchedule = channel.unary_unary(
+                '/coordinator.v1.Coordinator/PutSchedule',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.PutScheduleRequest.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
+        self.GetSchedule = channel.unary_unary(
+                '/coordinator.v1.Coordinator/GetSchedule',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ScheduleName.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
+        self.ListSchedules = channel.unary_unary(
+                '/coordinator.v1.Coordinator/ListSchedules',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
+        self.ControlSchedule = channel.unary_unary(
+                '/coordinator.v1.Coordinator/ControlSchedule',
+                request_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ControlScheduleRequest.SerializeToString,
+                response_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -195,6 +235,34 @@ class CoordinatorServicer:
 
     def Requeue(self, request, context):
         """A dead-lettered step again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resolve(self, request, context):
+        """Marks an undo that failed for good as done by hand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Provide(self, request, context):
+        """Data that a command waits for, or will.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decide(self, request, context):
+        """A person's decision that a command waits for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Decisions(self, request, context):
+        """The decisions that are waited for, the oldest first: a JSON array.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -292,6 +360,34 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutSchedule(self, request, context):
+        """Makes or replaces a schedule; answers with it, a JSON object.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSchedule(self, request, context):
+        """A schedule: a JSON object.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSchedules(self, request, context):
+        """All schedules: a JSON array.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ControlSchedule(self, request, context):
+        """pause, resume, delete; twice is once.  Answers with the schedule as it is then, a JSON object.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -334,6 +430,26 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Requeue,
                     request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.RequeueRequest.FromString,
                     response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.SerializeToString,
+            ),
+            'Resolve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resolve,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ResolveRequest.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.SerializeToString,
+            ),
+            'Provide': grpc.unary_unary_rpc_method_handler(
+                    servicer.Provide,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ProvideRequest.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.SerializeToString,
+            ),
+            'Decide': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decide,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DecideRequest.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.SerializeToString,
+            ),
+            'Decisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decisions,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -399,6 +515,26 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.DefinitionDiagram,
                     request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DefinitionId.FromString,
                     response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DiagramReply.SerializeToString,
+            ),
+            'PutSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSchedule,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.PutScheduleRequest.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
+            ),
+            'GetSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSchedule,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ScheduleName.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
+            ),
+            'ListSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedules,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
+            ),
+            'ControlSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ControlSchedule,
+                    request_deserializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ControlScheduleRequest.FromString,
+                    response_serializer=coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -617,6 +753,114 @@ class Coordinator:
             '/coordinator.v1.Coordinator/Requeue',
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.RequeueRequest.SerializeToString,
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resolve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Resolve',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ResolveRequest.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Provide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Provide',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ProvideRequest.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Decide',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DecideRequest.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Command.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/Decisions',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
             options,
             channel_credentials,
             insecure,
@@ -968,6 +1212,114 @@ class Coordinator:
             '/coordinator.v1.Coordinator/DefinitionDiagram',
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DefinitionId.SerializeToString,
             coordinator_dot_transport_dot_pb_dot_coordinator__pb2.DiagramReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/PutSchedule',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.PutScheduleRequest.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/GetSchedule',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ScheduleName.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/ListSchedules',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Empty.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ControlSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.v1.Coordinator/ControlSchedule',
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.ControlScheduleRequest.SerializeToString,
+            coordinator_dot_transport_dot_pb_dot_coordinator__pb2.Json.FromString,
             options,
             channel_credentials,
             insecure,

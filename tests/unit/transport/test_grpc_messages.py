@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from coordinator.errors import CoordinatorError, InvalidPayload, LimitReached, Malformed, tree
+from coordinator.errors import CoordinatorError, Forbidden, InvalidPayload, LimitReached, Malformed, tree
 from coordinator.model.command import CommandView, FailureView, State, StepState, StepView, Submission
 from coordinator.transport.base import Event
 from coordinator.transport.grpc import messages
@@ -28,6 +28,7 @@ VIEW = CommandView(
     position="3:7",
     payload={"a": None},
     priority=-1,
+    revision=2,
 )
 
 
@@ -39,6 +40,7 @@ def test_a_submission_comes_through_whole() -> None:
         payload_json=b'{"n": 9007199254740993}',
         attributes={"a": pb.Attribute(text="x"), "b": pb.Attribute(whole=1), "c": pb.Attribute(flag=False)},
         timeout="30s",
+        delay="1h",
     )
     assert messages.submission(message) == Submission(
         id="c-1",
@@ -46,6 +48,7 @@ def test_a_submission_comes_through_whole() -> None:
         payload={"n": 9007199254740993},
         attributes={"a": "x", "b": 1, "c": False},
         timeout="30s",
+        delay="1h",
     )
     assert messages.submission(pb.Submission()) == Submission()
 
@@ -84,8 +87,17 @@ def test_a_command_is_shown_whole() -> None:
         "",
     )
     assert (shown.steps[0].state, shown.steps[0].outcome_json, shown.priority) == ("failed", b"", -1)
+    assert (list(shown.waiting_for), shown.revision) == (["otp"], 2)
     event = messages.event(Event("final", "c-1", "3:7", "compensated", view=VIEW))
     assert event.command == shown
+
+
+def test_an_answer_to_the_wrong_person_is_permission_denied() -> None:
+    """With the roles that may, as every transport tells it."""
+    refused = Forbidden("approve needs the role manager", roles=["manager"])
+    told = pb.Error.FromString(bytes(dict(metadata(refused))["coordinator-error-bin"]))  # type: ignore[arg-type]
+    assert (refused.grpc, told.code, told.retryable) == ("PERMISSION_DENIED", "forbidden", False)
+    assert msgspec.json.decode(told.extra_json) == {"roles": ["manager"]}
 
 
 @pytest.mark.parametrize("error", tree().values(), ids=lambda error: error.code)
