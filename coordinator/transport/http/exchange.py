@@ -6,9 +6,10 @@ pieces as they come).  Errors are raised, never returned; `application` renders 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -107,6 +108,11 @@ class Request:
         """Whether the client names this media type in ``Accept``."""
         return media in (self.header(b"accept") or "")
 
+    @property
+    def media(self) -> str:
+        """The media type that the body claims, lower case, without parameters; empty where it claims none."""
+        return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
+
     async def read(self, decoder: msgspec.json.Decoder[T], *, empty: T | None = None) -> T:
         """The body as ``decoder``'s type; ``empty`` is what no body at all means, an error if None.
 
@@ -174,6 +180,17 @@ class Request:
             limit_bytes=limit,
             faults=[{"path": "$", "fault": f"more than {limit} bytes"}],
         )
+
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
+NAME_RULE: Final = "1 to 200 characters, none of them a control character"
+
+
+def name_at(place: str, text: str) -> str:
+    """``text``, which names a datum, a step, a signal or a schedule; raises InvalidPayload at ``place``."""
+    if not _NAME.fullmatch(text):
+        raise InvalidPayload.at(place, NAME_RULE)
+    return text
 
 
 def same_id(id: str | None, key: str | None) -> str | None:

@@ -16,7 +16,7 @@ from coordinator.errors import CoordinatorError, Internal, InvalidPayload, Malfo
 from coordinator.model.ids import ID_LENGTH_MAX
 from coordinator.transport.http.problem import Problem
 from coordinator.transport.http.routes import ROUTES
-from coordinator.transport.http.routing import PROBLEM, Kind, Query, Reply, Route
+from coordinator.transport.http.routing import JSON, PROBLEM, Kind, Query, Reply, Route
 
 VERSION: Final = "1.0.0"
 ANY: Final[tuple[type[CoordinatorError], ...]] = (Malformed, InvalidPayload, Internal)
@@ -25,6 +25,8 @@ ANY: Final[tuple[type[CoordinatorError], ...]] = (Malformed, InvalidPayload, Int
 _PATH_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "id": {"type": "string", "minLength": 1, "maxLength": ID_LENGTH_MAX},
     "name": {"type": "string", "minLength": 1},
+    "step": {"type": "string", "minLength": 1, "maxLength": 200},
+    "token": {"type": "string", "minLength": 1},
     "version": {"type": "integer", "minimum": 1},
 }
 _REFERENCES: Final = "#/components/schemas/{name}"
@@ -35,7 +37,7 @@ def document(routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
     routes = list(routes)
     types = [
         Problem,
-        *(route.body for route in routes if route.body),
+        *(route.body for route in routes if route.body is not None),
         *(reply.type for route in routes for reply in route.replies.values()),
     ]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCES)
@@ -76,7 +78,7 @@ def _operation(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {
             "required": not route.body_optional,
-            "content": {"application/json": {"schema": schema_of[str(route.body)]}},
+            "content": {media: {"schema": schema_of[str(route.body)]} for media in (JSON, *route.forms)},
         }
     return operation
 
@@ -97,7 +99,7 @@ def _query_parameter(query: Query) -> dict[str, Any]:
             schema = {"type": "integer", "minimum": query.low, "maximum": query.high, "default": query.default}
         case Kind.FLAG:
             schema = {"type": "boolean", "default": query.default}
-        case Kind.MAP:  # OpenAPI has no word for a prefix: an exploded object stands for "parameters named like this"
+        case Kind.MAP | Kind.ALL:  # OpenAPI has no word for a prefix: an exploded object stands for it
             schema = {"type": "object", "additionalProperties": {"type": "string"}}
     if query.among:
         schema["enum"] = [str(text) for text in query.among]
@@ -108,7 +110,7 @@ def _query_parameter(query: Query) -> dict[str, Any]:
         "required": query.required,
         "schema": schema,
     }
-    if query.kind is Kind.MAP:
+    if query.kind in (Kind.MAP, Kind.ALL):
         parameter |= {"style": "form", "explode": True}
     return parameter
 
@@ -135,9 +137,9 @@ def _reply(reply: Reply, schema_of: dict[str, Any]) -> dict[str, Any]:
 def _problems(route: Route, schema_of: dict[str, Any]) -> dict[str, Any]:
     """One response a status, naming the codes that it comes with."""
     codes: dict[int, list[str]] = defaultdict(list)
-    for error in (*ANY, *route.errors, *((TooLarge,) if route.body else ())):
+    for error in (*ANY, *route.errors, *((TooLarge,) if route.body is not None else ())):
         codes[error.http].append(error.code)
-    if route.body:
+    if route.body is not None:
         codes[415].append("unsupported_media_type")
     responses: dict[str, Any] = {}
     for status, names in sorted(codes.items()):

@@ -32,7 +32,8 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``retry_after_ms`` comes with 429 and 503 beside the header ``Retry-After``; ``legal_states`` with
     ``illegal_state``, ``services`` with ``suspended``, ``faults`` wherever a place can be named (``invalid_payload``,
-    ``malformed``, ``too_large``, ``unknown_type``), ``details`` with an instance that is not ready.
+    ``malformed``, ``too_large``, ``unknown_type``), ``roles`` that may with ``forbidden``, ``details`` with an instance
+    that is not ready.  ``in_doubt``: what was asked may have been recorded, or not; look before asking again.
     """
 
     type: str
@@ -44,6 +45,8 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     legal_states: list[str] | None = None
     services: list[str] | None = None
     faults: list[Fault] | None = None
+    roles: list[str] | None = None
+    in_doubt: bool | None = None
     details: dict[str, Any] | None = None
 
 

@@ -1,6 +1,7 @@
 """Every request that HTTP serves: one table, from which `routing.Router` dispatches and `openapi` documents.
 
-A handler reads the request, asks the Front and formats; it decides nothing.
+A handler reads the request, asks the Front and formats; it decides nothing.  The handlers and rows for what commands
+wait for are in `signals`, those of schedules in `schedules`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from coordinator.errors import (
     DefinitionConflict,
     IdConflict,
-    IllegalState,
     InvalidPayload,
     LimitReached,
     LogCorrupt,
@@ -27,7 +26,6 @@ from coordinator.errors import (
     Starting,
     Stopping,
     Suspended,
-    UnknownCommand,
     UnknownDefinition,
     UnknownService,
     UnknownStep,
@@ -35,9 +33,9 @@ from coordinator.errors import (
     tree,
 )
 from coordinator.model.command import FINAL, CommandView, Operation, State, Submission
-from coordinator.transport.base import CommandPage, Front, Gathered, OutcomeItem
+from coordinator.transport.base import CommandPage, OutcomeItem
+from coordinator.transport.http import schedules, signals
 from coordinator.transport.http.exchange import Answer, Request, Whole, json, same_id
-from coordinator.transport.http.problem import Headers
 from coordinator.transport.http.routing import (
     EVENT_STREAM,
     HTML,
@@ -50,35 +48,25 @@ from coordinator.transport.http.routing import (
     Reply,
     Route,
 )
-from coordinator.transport.http.settings import HttpSettings
+from coordinator.transport.http.shared import (
+    CHANGED,
+    COMMAND,
+    CONTROLLED,
+    DURABLE,
+    GATHERED,
+    INCOMPLETE,
+    OBJECT,
+    OBJECTS,
+    READ,
+    ControlBody,
+    Resources,
+    gathered,
+    lacking,
+    read_control,
+)
 from coordinator.transport.http.streams import EventData, EventStream, OutcomeStream
-from coordinator.transport.streams import Streams
-
-
-class Resources:
-    """What the handlers work with: the Front and what belongs to the listener."""
-
-    def __init__(self, front: Front, settings: HttpSettings, registry: CollectorRegistry, name: str) -> None:
-        self.front = front
-        self.settings = settings
-        self.registry = registry
-        self.name = name
-        self.streams = Streams(settings.streams_max)
-        self.openapi = b""  # set by the server: made from this module's table
-
-    def wait_ms(self, request: Request) -> int:
-        """How long the client wants to wait, within the limit."""
-        return min(int(request.query["wait"]), self.settings.wait_ms_max)
-
 
 # ---------------------------------------------------------------- bodies
-
-
-class ControlBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Why an operator asks, and who; both go into the history."""
-
-    reason: str = ""
-    by: str = ""
 
 
 class RequeueBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -86,6 +74,14 @@ class RequeueBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     step: str
     input: Any | UnsetType = UNSET
+    reason: str = ""
+    by: str = ""
+
+
+class ResolveBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A step whose undo has failed for good, and was done by hand; by whom and how goes into the history."""
+
+    step: str
     reason: str = ""
     by: str = ""
 
@@ -105,8 +101,8 @@ class Registered(Struct, frozen=True, kw_only=True):
 
 
 _submission = msgspec.json.Decoder(Submission)
-_control = msgspec.json.Decoder(ControlBody)
 _requeue = msgspec.json.Decoder(RequeueBody)
+_resolve = msgspec.json.Decoder(ResolveBody)
 _breaker = msgspec.json.Decoder(BreakerBody)
 _definition = msgspec.json.Decoder(dict[str, Any])
 
@@ -143,12 +139,7 @@ async def list_commands(api: Resources, request: Request) -> Answer:
         limit=query["limit"],
         cursor=query["cursor"],
     )
-    return json(page, headers=_lacking(page.incomplete))
-
-
-def _lacking(incomplete: tuple[int, ...]) -> Headers:
-    """The partitions that a gathered answer says nothing of, or not all."""
-    return [(b"coordinator-incomplete", ",".join(map(str, incomplete)).encode())] if incomplete else []
+    return json(page, headers=lacking(page.incomplete))
 
 
 async def history(api: Resources, request: Request) -> Answer:
@@ -177,7 +168,7 @@ def _drawing(request: Request, text: str) -> Answer:
 
 
 async def _operate(api: Resources, request: Request, operation: Operation) -> Answer:
-    body = await request.read(_control, empty=ControlBody())
+    body = await request.read(read_control, empty=ControlBody())
     return json(await api.front.control(request.path["id"], operation, reason=body.reason, by=body.by))
 
 
@@ -216,6 +207,14 @@ async def requeue(api: Resources, request: Request) -> Answer:
     return json(view)
 
 
+async def resolve(api: Resources, request: Request) -> Answer:
+    body = await request.read(_resolve)
+    view = await api.front.control(
+        request.path["id"], Operation.RESOLVE, reason=body.reason, by=body.by, step=body.step
+    )
+    return json(view)
+
+
 # ---------------------------------------------------------------- services, outcomes, cluster
 
 
@@ -231,19 +230,15 @@ async def outcomes(api: Resources, request: Request) -> Answer:
 
 
 async def dead_letters(api: Resources, request: Request) -> Answer:
-    return _gathered(await api.front.dead_letters())
+    return gathered(await api.front.dead_letters())
 
 
 async def quarantine(api: Resources, request: Request) -> Answer:
-    return _gathered(await api.front.quarantine())
+    return gathered(await api.front.quarantine())
 
 
 async def log(api: Resources, request: Request) -> Answer:
-    return _gathered(await api.front.log_state())
-
-
-def _gathered(items: list[dict[str, Any]]) -> Answer:
-    return json(items, headers=_lacking(items.incomplete) if isinstance(items, Gathered) else None)
+    return gathered(await api.front.log_state())
 
 
 async def services(api: Resources, request: Request) -> Answer:
@@ -328,6 +323,8 @@ _PAGE: Final = """<!doctype html>
 <ul>
 <li><a href="/v1/commands">commands</a></li>
 <li><a href="/v1/dead-letters">dead letters</a></li>
+<li><a href="/v1/decisions">decisions</a></li>
+<li><a href="/v1/schedules">schedules</a></li>
 <li><a href="/v1/quarantine">quarantine</a></li>
 <li><a href="/v1/services">services</a></li>
 <li><a href="/v1/definitions">definitions</a></li>
@@ -351,20 +348,13 @@ _WAIT = Query(
     default=0,
     doc="How long to wait for the command's end before answering, for example 5s.",
 )
-_COMMAND = Reply("The command.", type=CommandView)
-_OBJECT = Reply("A JSON object.", type=dict[str, Any])
-_OBJECTS = Reply("A list of JSON objects.", type=list[dict[str, Any]])
-_INCOMPLETE = {"Coordinator-Incomplete": "Partitions of which something may be missing at present, as in 3,5."}
 _TAKEN = {
     "Location": "The command.",
     "Coordinator-Attached": "true where the id was known already, with the same request.",
     "Coordinator-Dedupe-Horizon": "Seconds after its end for which the id is surely known, and never runs again.",
 }
-_GATHERED = Reply("A list of JSON objects.", type=list[dict[str, Any]], headers=_INCOMPLETE)
 _DRAWING = Reply("Mermaid text; as text/vnd.mermaid to those who ask for it by Accept.", (PLAIN, MERMAID), str)
 _INTAKE = (UnknownType, IdConflict, LimitReached, Suspended, Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
-_DURABLE = (Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
-_READ = (UnknownCommand, Starting, NoOwner, LogUnavailable, LogCorrupt)
 
 
 def _control_route(handler: Any, summary: str) -> Route:
@@ -376,8 +366,8 @@ def _control_route(handler: Any, summary: str) -> Route:
         tag="commands",
         body=ControlBody,
         body_optional=True,
-        replies={200: Reply("The command, once the request is durable.", type=CommandView)},
-        errors=(UnknownCommand, IllegalState, *_DURABLE),
+        replies={200: CHANGED},
+        errors=CONTROLLED,
     )
 
 
@@ -423,7 +413,7 @@ ROUTES: Final = (
             Query(name="limit", kind=Kind.INTEGER, default=50, low=1, high=1000, doc="How many at most."),
             Query(name="cursor", doc="Where to go on: next_cursor of the page before."),
         ),
-        replies={200: Reply("A page.", type=CommandPage, headers=_INCOMPLETE)},
+        replies={200: Reply("A page.", type=CommandPage, headers=INCOMPLETE)},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -433,8 +423,8 @@ ROUTES: Final = (
         summary="A command.",
         tag="commands",
         query=(_WAIT,),
-        replies={200: _COMMAND},
-        errors=_READ,
+        replies={200: COMMAND},
+        errors=READ,
     ),
     Route(
         method="GET",
@@ -442,8 +432,8 @@ ROUTES: Final = (
         handler=history,
         summary="Every record of a command, in log order.",
         tag="commands",
-        replies={200: _OBJECTS},
-        errors=_READ,
+        replies={200: OBJECTS},
+        errors=READ,
     ),
     Route(
         method="GET",
@@ -453,7 +443,7 @@ ROUTES: Final = (
         tag="commands",
         headers={"Last-Event-ID": "The position of the last event received: only what came after it is sent."},
         replies={200: Reply("A stream; the data of each event is this JSON.", (EVENT_STREAM,), EventData)},
-        errors=(*_READ, LimitReached, Stopping),
+        errors=(*READ, LimitReached, Stopping),
     ),
     Route(
         method="GET",
@@ -461,8 +451,8 @@ ROUTES: Final = (
         handler=explain,
         summary="Why a command is not moving.",
         tag="commands",
-        replies={200: _OBJECT},
-        errors=_READ,
+        replies={200: OBJECT},
+        errors=READ,
     ),
     Route(
         method="GET",
@@ -471,7 +461,7 @@ ROUTES: Final = (
         summary="A drawing of a command's steps with their states.",
         tag="commands",
         replies={200: _DRAWING},
-        errors=_READ,
+        errors=READ,
     ),
     _control_route(pause, "Make no further step until resumed."),
     _control_route(resume, "Go on after a pause."),
@@ -485,9 +475,21 @@ ROUTES: Final = (
         summary="Run a dead-lettered step again.",
         tag="commands",
         body=RequeueBody,
-        replies={200: _COMMAND},
-        errors=(UnknownCommand, UnknownStep, IllegalState, *_DURABLE),
+        replies={200: COMMAND},
+        errors=(UnknownStep, *CONTROLLED),
     ),
+    Route(
+        method="POST",
+        path="/v1/commands/{id}/resolve",
+        handler=resolve,
+        summary="Take the undo of a dead-lettered step for done: a person has seen to it.",
+        tag="commands",
+        body=ResolveBody,
+        replies={200: CHANGED},
+        errors=(UnknownStep, *CONTROLLED),
+    ),
+    *signals.ROUTES,
+    *schedules.ROUTES,
     Route(
         method="GET",
         path="/v1/outcomes",
@@ -508,7 +510,7 @@ ROUTES: Final = (
         handler=dead_letters,
         summary="Steps that wait for a person.",
         tag="services",
-        replies={200: _GATHERED},
+        replies={200: GATHERED},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -517,7 +519,7 @@ ROUTES: Final = (
         handler=quarantine,
         summary="Records of the log that cannot be read or applied, and what became of their command or partition.",
         tag="services",
-        replies={200: _GATHERED},
+        replies={200: GATHERED},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -526,7 +528,7 @@ ROUTES: Final = (
         handler=log,
         summary="What is kept of each partition's log, what pins it, and how much a take-over would have to read.",
         tag="cluster",
-        replies={200: _GATHERED},
+        replies={200: GATHERED},
         errors=(Starting, NoOwner, LogUnavailable),
     ),
     Route(
@@ -535,7 +537,7 @@ ROUTES: Final = (
         handler=services,
         summary="Services: breakers, calls in flight, delayed steps.",
         tag="services",
-        replies={200: _OBJECTS},
+        replies={200: OBJECTS},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -545,7 +547,7 @@ ROUTES: Final = (
         summary="Open or close a service's breaker by hand, or leave it to itself.",
         tag="services",
         body=BreakerBody,
-        replies={200: _OBJECT},
+        replies={200: OBJECT},
         errors=(UnknownService,),
     ),
     Route(
@@ -554,7 +556,7 @@ ROUTES: Final = (
         handler=cluster,
         summary="Instances, partitions, epochs.",
         tag="instance",
-        replies={200: _OBJECT},
+        replies={200: OBJECT},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -563,7 +565,7 @@ ROUTES: Final = (
         handler=list_definitions,
         summary="The registered definitions.",
         tag="definitions",
-        replies={200: _OBJECTS},
+        replies={200: OBJECTS},
         errors=(Starting, NoOwner),
     ),
     Route(
@@ -572,7 +574,7 @@ ROUTES: Final = (
         handler=get_newest_definition,
         summary="The newest version of a definition.",
         tag="definitions",
-        replies={200: _OBJECT},
+        replies={200: OBJECT},
         errors=(UnknownDefinition, Starting, NoOwner),
     ),
     Route(
@@ -586,7 +588,7 @@ ROUTES: Final = (
             200: Reply("The same was registered before.", type=Registered),
             201: Reply("Registered.", type=Registered),
         },
-        errors=(DefinitionConflict, *_DURABLE),
+        errors=(DefinitionConflict, *DURABLE),
     ),
     Route(
         method="GET",
@@ -594,7 +596,7 @@ ROUTES: Final = (
         handler=get_definition,
         summary="A definition as it was registered.",
         tag="definitions",
-        replies={200: _OBJECT},
+        replies={200: OBJECT},
         errors=(UnknownDefinition, Starting, NoOwner),
     ),
     Route(
@@ -606,10 +608,8 @@ ROUTES: Final = (
         replies={200: _DRAWING},
         errors=(UnknownDefinition, Starting, NoOwner),
     ),
-    _probe("/healthz", healthz, "Whether the process is alive.", _OBJECT),
-    _probe(
-        "/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", _OBJECT, *_DURABLE
-    ),
+    _probe("/healthz", healthz, "Whether the process is alive.", OBJECT),
+    _probe("/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", OBJECT, *DURABLE),
     _probe(
         "/metrics",
         metrics,

@@ -30,7 +30,9 @@ EVENT_STREAM: Final = "text/event-stream"
 MERMAID: Final = "text/vnd.mermaid"
 PLAIN: Final = "text/plain"
 HTML: Final = "text/html"
+FORM: Final = "application/x-www-form-urlencoded"
 PROBLEM: Final = "application/problem+json"
+FIELDS_MAX: Final = 100  # of a query, or of a form
 
 
 class Kind(Enum):
@@ -41,6 +43,7 @@ class Kind(Enum):
     INTEGER = "integer"
     FLAG = "flag"
     MAP = "map"  # every parameter that begins with the name → dict[str, str]
+    ALL = "all"  # every parameter that there is → dict[str, str]; the name is only the document's
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -71,7 +74,7 @@ class Query(Struct, frozen=True, kw_only=True):
                 if text not in ("true", "false", "1", "0"):
                     raise self._fault(f"true or false, not {text!r}")
                 return text in ("true", "1")
-            case Kind.TEXT | Kind.MAP:
+            case Kind.TEXT | Kind.MAP | Kind.ALL:
                 if self.among and text not in self.among:
                     raise self._fault(f"one of {', '.join(self.among)}, not {text!r}")
                 return text
@@ -96,8 +99,9 @@ class Route(Struct, frozen=True, kw_only=True):
     """One request of the API.
 
     ``errors`` are the classes that this route raises beyond those that any route may (`openapi.ANY`).  ``body`` is the
-    type of the request's JSON body, None where it takes none.  ``open_query``: parameters not listed are ignored, not
-    refused (probes).
+    type of the request's JSON body, None where it takes none; ``forms`` are media types that it takes besides JSON.
+    ``open_query``: parameters not listed are ignored, not refused (probes).  ``safe`` is false for a GET that changes
+    something: a HEAD is not taken for it.
     """
 
     method: str
@@ -110,8 +114,10 @@ class Route(Struct, frozen=True, kw_only=True):
     query: tuple[Query, ...] = ()
     body: Any = None
     body_optional: bool = False
+    forms: tuple[str, ...] = ()
     headers: dict[str, str] = {}
     open_query: bool = False
+    safe: bool = True
 
     @property
     def name(self) -> str:
@@ -120,8 +126,8 @@ class Route(Struct, frozen=True, kw_only=True):
 
     def parse_query(self, raw: bytes) -> dict[str, Any]:
         """Every declared parameter by name, defaults filled in; raises InvalidPayload with the path of each fault."""
-        values: dict[str, Any] = {query.name: {} if query.kind is Kind.MAP else query.default for query in self.query}
-        given = _pairs(raw)
+        values: dict[str, Any] = {query.name: {} if query.kind in _MANY else query.default for query in self.query}
+        given = pairs(raw)
         faults: list[tuple[str, str]] = []
         for name, text in given.items():
             try:
@@ -135,10 +141,13 @@ class Route(Struct, frozen=True, kw_only=True):
 
     def _read(self, name: str, text: str, values: dict[str, Any]) -> None:
         for query in self.query:
+            if query.kind is Kind.ALL:
+                values[query.name][name] = query.read(text)
+                return
             if query.kind is Kind.MAP and name.startswith(query.name) and name != query.name:
                 values[query.name][name.removeprefix(query.name)] = query.read(text)
                 return
-            if name == query.name and query.kind is not Kind.MAP:
+            if name == query.name and query.kind not in _MANY:
                 values[name] = query.read(text)
                 return
         if not self.open_query:
@@ -146,21 +155,24 @@ class Route(Struct, frozen=True, kw_only=True):
             raise InvalidPayload.at(f"?{name}", f"unknown parameter; known are: {known}")
 
 
-def _pairs(raw: bytes) -> dict[str, str]:
+def pairs(raw: bytes, what: str = "query", place: str = "?") -> dict[str, str]:
+    """The names and values of a query, or of a body that is a form; a name's path in errors begins with ``place``."""
     if not raw:
         return {}
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
+        given = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=FIELDS_MAX)
     except ValueError as error:  # UnicodeDecodeError too
-        raise Malformed(f"the query is not percent-encoded UTF-8 of at most 100 parameters: {error}") from None
+        fault = f"the {what} is not percent-encoded UTF-8 of at most {FIELDS_MAX} parameters: {error}"
+        raise Malformed(fault) from None
     found: dict[str, str] = {}
-    for name, text in pairs:
+    for name, text in given:
         if name in found:
-            raise InvalidPayload.at(f"?{name}", "given twice")
+            raise InvalidPayload.at(f"{place}{name}", "given twice")
         found[name] = text
     return found
 
 
+_MANY: Final = (Kind.MAP, Kind.ALL)
 _PARAMETER: Final = "{}"
 _REMEMBERED_MAX: Final = 512
 _REMEMBERED_BYTES_MAX: Final = 64
@@ -203,7 +215,7 @@ class Router:
         values = self._queries.get(key)
         if values is None:
             values = route.parse_query(raw)
-            if len(raw) <= _REMEMBERED_BYTES_MAX:
+            if len(raw) <= _REMEMBERED_BYTES_MAX and route.safe:
                 if len(self._queries) >= _REMEMBERED_MAX:
                     self._queries.clear()
                 self._queries[key] = values
@@ -215,10 +227,11 @@ class Router:
         texts: list[str] = []
         if node is None:
             node = self._descend(raw_path, texts)
-        found = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
+        looked_at = node.routes.get("GET")
+        safe = looked_at if looked_at is not None and looked_at[0].safe else None
+        found = node.routes.get(method) or (safe if method == "HEAD" else None)
         if found is None:
-            allowed = sorted({*node.routes, *(["HEAD"] if "GET" in node.routes else [])})
-            allow = ", ".join(allowed)
+            allow = ", ".join(sorted({*node.routes, *(["HEAD"] if safe else [])}))
             raise HttpError(
                 HTTPStatus.METHOD_NOT_ALLOWED,
                 "method_not_allowed",

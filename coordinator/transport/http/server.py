@@ -19,8 +19,9 @@ from coordinator.transport.base import Front, Traffic
 from coordinator.transport.http import openapi
 from coordinator.transport.http.application import Application
 from coordinator.transport.http.connection import Connection, Listener
-from coordinator.transport.http.routes import ROUTES, Resources
+from coordinator.transport.http.routes import ROUTES
 from coordinator.transport.http.settings import HttpSettings
+from coordinator.transport.http.shared import Resources
 from coordinator.transport.streams import FAREWELL_MS
 
 SWEEP_MS_MAX = 1000
