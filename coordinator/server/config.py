@@ -50,7 +50,7 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\s\[\]:/@]+):(\d{1,5})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OWN_HEADERS = frozenset(
+OWN_HEADERS = frozenset(
     {
         "connection",
         "content-length",
@@ -158,8 +158,8 @@ def _headers(value: dict[str, str]) -> str | None:
     for name, text in value.items():
         if not _TOKEN.fullmatch(name):
             return f"header names of HTTP ({name!r} is none)"
-        if name.lower() in _OWN_HEADERS:
-            return f"headers other than {', '.join(sorted(_OWN_HEADERS))}: the coordinator sets these itself"
+        if name.lower() in OWN_HEADERS:
+            return f"headers other than {', '.join(sorted(OWN_HEADERS))}: the coordinator sets these itself"
         if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
             return f"header values without control characters (see {name})"
     return None
