@@ -1,14 +1,15 @@
 """One answer out of many: what the owners of the partitions say, put together.
 
-Plain functions of answers; who asks, and who did not answer, is `front.routed`'s affair.  An instance speaks for the
+Plain functions of answers; who asks, and who did not answer, is `front.asking`'s affair.  An instance speaks for the
 partitions that it acts for, and says which it does not (``incomplete``): so what the whole lacks is what every single
 answer lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from coordinator.front.queries import make_cursor
@@ -42,6 +43,25 @@ def lacking(answers: Iterable[Iterable[int]]) -> tuple[int, ...]:
     """The partitions that none of the answers speaks for, or none wholly."""
     sets = [frozenset(each) for each in answers]
     return tuple(sorted(frozenset.intersection(*sets))) if sets else ()
+
+
+def decisions(items: Iterable[Row]) -> list[Row]:
+    """Decisions that are waited for, the oldest first."""
+    found = _once(items, lambda each: (each["command_id"], each["step"]))
+    return sorted(found, key=lambda each: (each["since"], each["command_id"], each["step"]))
+
+
+def schedules(items: Iterable[Row]) -> list[Row]:
+    """Schedules by name."""
+    return sorted(_once(items, itemgetter("name")), key=itemgetter("name"))
+
+
+def _once(items: Iterable[Row], key: Callable[[Row], Any]) -> Iterable[Row]:
+    """What two instances show (its partition moved between their answers) is taken once."""
+    found: dict[Any, Row] = {}
+    for each in items:
+        found.setdefault(key(each), each)
+    return found.values()
 
 
 def services(here: Sequence[Row], elsewhere: Mapping[str, Sequence[Row]]) -> list[Row]:

@@ -3,7 +3,9 @@
     of one command           here, or forwarded once to the owner of its partition
         submissions, watches, waits    as journeys, which survive the loss of the owner (`front.journey`)
         questions                      asked again where the partition has moved meanwhile
-        controls                       asked again only where the first time certainly did nothing
+        controls, decisions            asked again only where the first time certainly did nothing
+        data, callbacks                as controls, but asked again where they have an id by which they count once
+    of one schedule          at the owner of the partition that its name has, as a command's
     of all commands          gathered from every owner; a partition that nobody owns is named as missing
     of the group             gathered from every instance
     definitions              recorded in every partition, the first of which decides between two
@@ -18,45 +20,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-import msgspec
-
-from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, NoOwner, Starting, UnknownService
+from coordinator.errors import CoordinatorError, NoOwner, Starting, UnknownService
 from coordinator.front import CoordinatorFront, gather
+from coordinator.front.asking import ANSWER_MS, Asking, answered, request
 from coordinator.front.base import duration, stopping
 from coordinator.front.journey import Journey
 from coordinator.front.queries import without
-from coordinator.front.routes import MOVED, NOBODY_S, Directory, Routes, until_after
+from coordinator.front.routes import MOVED, Directory
 from coordinator.front.streams import Outcomes
 from coordinator.front.watching import Waiter
 from coordinator.model.command import FINAL, CommandView, Operation, Submission
-from coordinator.model.ids import CommandId, command_id, new_command_id, partition_of
-from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Want, Watcher, caller
-
-if TYPE_CHECKING:
-    from coordinator.cluster.link import Link
+from coordinator.model.ids import CommandId, command_id, new_command_id
+from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Want, Watcher
 
 T = TypeVar("T")
 
-ANSWER_MS: Final = 10_000
-"""How long another instance may take over a question; a hung one is noticed sooner."""
-GATHER_MS: Final = 2_000
-"""How long a list waits for an instance before it goes without it."""
 
-
-class RoutedFront:
+class RoutedFront(Asking):
     """See the module, and `transport.base.Front` for what each method promises.
 
     ``local`` is what peers are served by; ``look`` is to be called whenever the ``directory`` may answer differently.
     """
 
     def __init__(self, local: CoordinatorFront, directory: Directory) -> None:
-        self.local = local
-        self.directory = directory
-        self.routes = Routes(local, directory)
+        super().__init__(local, directory)
         self.look = self.routes.look
-        self._partitions = len(self.routes.lanes)
         self.stopping = False  # own clients are sent elsewhere; what peers forward is taken until its partition is gone
 
     def check_running(self) -> None:
@@ -75,7 +65,7 @@ class RoutedFront:
         self.check_running()
         id = new_command_id() if submission.id is None else command_id(submission.id)
         within = 0 if submission.admit_within is None else duration(submission.admit_within, "$.admit_within") or 0
-        partition = partition_of(id, self._partitions)
+        partition = self.partition_of(id)
         if watcher is None:
             watcher, want = _nobody, "accepted"
         journey = Journey(self.routes, partition, id, watcher, want, submission, within_ms=within)
@@ -86,7 +76,7 @@ class RoutedFront:
         return self._watch(id, watcher, "events", after)
 
     def _watch(self, id: str, watcher: Watcher, want: Want, after: str | None) -> Unwatch:
-        journey = Journey(self.routes, self._partition_of(id), CommandId(id), watcher, want, None, after=after)
+        journey = Journey(self.routes, self.partition_of(id), CommandId(id), watcher, want, None, after=after)
         journey.begin()
         return journey.leave
 
@@ -103,7 +93,7 @@ class RoutedFront:
                     accepted = None
         finally:
             leave()
-        if accepted is None or self.routes.lanes[partition_of(id, self._partitions)].acting:
+        if accepted is None or self.routes.lanes[self.partition_of(id)].acting:
             accepted = await self.get(id)
         return accepted, waiter.attached
 
@@ -122,53 +112,18 @@ class RoutedFront:
             leave()
 
     async def _get(self, id: str) -> CommandView:
-        return await self._of_command(id, "get", lambda: self.local.get(id), CommandView)
+        return await self.of_command(id, "get", lambda: self.local.get(id), CommandView)
 
     # ------------------------------------------------------------ questions about one command
 
     async def history(self, id: str) -> list[dict[str, Any]]:
-        return await self._of_command(id, "history", lambda: self.local.history(id))
+        return await self.of_command(id, "history", lambda: self.local.history(id))
 
     async def explain(self, id: str) -> dict[str, Any]:
-        return await self._of_command(id, "explain", lambda: self.local.explain(id))
+        return await self.of_command(id, "explain", lambda: self.local.explain(id))
 
     async def diagram(self, id: str) -> str:
-        return await self._of_command(id, "diagram", lambda: self.local.diagram(id))
-
-    def _partition_of(self, id: str) -> int:
-        return partition_of(id, self._partitions)
-
-    async def _of_command(
-        self, id: str, operation: str, here: Callable[[], Awaitable[T]], kind: type[T] | None = None
-    ) -> T:
-        return await self._ask(self._partition_of(id), operation, {"id": id}, here, kind)
-
-    async def _ask(
-        self,
-        partition: int,
-        operation: str,
-        params: dict[str, Any],
-        here: Callable[[], Awaitable[T]],
-        kind: type[T] | None = None,
-    ) -> T:
-        """The answer of the partition's owner, to something that may be asked twice.
-
-        Raises what he refuses with; the last refusal where nobody owned the partition for too long.
-        """
-        routes = self.routes
-        until = routes.loop.time() + NOBODY_S
-        while True:
-            try:
-                link = routes.place(partition)
-                if link is None:
-                    return await here()
-                value = await request(link, operation, params, ANSWER_MS)
-                return cast("T", value if kind is None else msgspec.convert(value, kind))
-            except MOVED as error:
-                if not routes.patience_s(error):
-                    raise
-                until = until_after(error, until, routes.loop.time())
-                await routes.pause(partition, error, until)
+        return await self.of_command(id, "diagram", lambda: self.local.diagram(id))
 
     # ------------------------------------------------------------ controls
 
@@ -183,34 +138,90 @@ class RoutedFront:
         input: Any = None,
         replace_input: bool = False,
     ) -> CommandView:
-        """Asked once: what may have been recorded is not asked for again, but said to be in doubt."""
         params: dict[str, Any] = {"id": id, "reason": reason, "by": by}
-        if operation is Operation.REQUEUE:
+        verb = "control"
+        if operation in (Operation.REQUEUE, Operation.RESOLVE):
+            verb = operation.value
             params |= {"step": step} | ({"input": input} if replace_input else {})
         else:
             params["operation"] = operation.value
-        verb = "requeue" if operation is Operation.REQUEUE else "control"
-        partition, routes = self._partition_of(id), self.routes
-        until = routes.loop.time() + NOBODY_S
-        while True:
-            try:
-                link = routes.place(partition)
-                if link is None:
-                    return await self.local.control(
-                        id, operation, reason=reason, by=by, step=step, input=input, replace_input=replace_input
-                    )
-                return msgspec.convert(await request(link, verb, params, ANSWER_MS), CommandView)
-            except LinkLost as error:
-                raise LogUnavailable(
-                    f"the owner was lost before it answered: {operation.value} may have been recorded, or not; "
-                    f"look at the command before asking again ({error.detail})",
-                    retry_after_ms=1000,
-                    in_doubt=True,
-                ) from error
-            except MOVED as error:
-                if error.extra.get("in_doubt") or not routes.patience_s(error):
-                    raise
-                await routes.pause(partition, error, until)
+
+        def here() -> Awaitable[CommandView]:
+            return self.local.control(
+                id, operation, reason=reason, by=by, step=step, input=input, replace_input=replace_input
+            )
+
+        look = f"{operation.value} may have been recorded, or not; look at the command before asking again"
+        return await self.once(self.partition_of(id), verb, params, here, CommandView, look)
+
+    # ------------------------------------------------------------ data, callbacks, decisions
+
+    async def provide(self, id: str, name: str, value: Any, *, signal_id: str = "", by: str = "") -> CommandView:
+        """Data with a ``signal_id`` counts once, so it may be sent again.
+
+        None is made up for data without one: its owner tells by the value whether the same came twice.
+        """
+        params = {"id": id, "name": name, "value": value, "signal_id": signal_id, "by": by}
+
+        def here() -> Awaitable[CommandView]:
+            return self.local.provide(id, name, value, signal_id=signal_id, by=by)
+
+        if signal_id:
+            return await self.ask(self.partition_of(id), "provide", params, here, CommandView)
+        look = "the data may have been recorded, or not; look at the command (what has a signal_id may be sent again)"
+        return await self.once(self.partition_of(id), "provide", params, here, CommandView, look)
+
+    async def callback(self, id: str, name: str, token: str, value: Any) -> None:
+        """Counts once, so it may be sent again."""
+        params = {"id": id, "name": name, "token": token, "value": value}
+        await self.ask(self.partition_of(id), "callback", params, lambda: self.local.callback(id, name, token, value))
+
+    async def decide(
+        self, id: str, step: str, *, approve: bool, by: str, comment: str, roles: Collection[str] = ()
+    ) -> CommandView:
+        """Asked once: to decide again is illegal, also for who has decided and was not told so."""
+        params = {"id": id, "step": step, "approve": approve, "by": by, "comment": comment, "roles": list(roles)}
+
+        def here() -> Awaitable[CommandView]:
+            return self.local.decide(id, step, approve=approve, by=by, comment=comment, roles=roles)
+
+        look = "the decision may have been recorded, or not; look at the command before deciding again"
+        return await self.once(self.partition_of(id), "decide", params, here, CommandView, look)
+
+    async def decisions(self) -> list[dict[str, Any]]:
+        found = await self.of_owners("decisions", self.local.decisions)
+        return Gathered(gather.decisions(found), found.incomplete)
+
+    # ------------------------------------------------------------ schedules
+
+    async def put_schedule(self, name: str, content: dict[str, Any], by: str) -> dict[str, Any]:
+        """May be sent again: what it makes is the same."""
+        params = {"name": name, "content": content, "by": by}
+        return await self._of_schedule(name, "put_schedule", params, lambda: self.local.put_schedule(name, content, by))
+
+    async def schedule(self, name: str) -> dict[str, Any]:
+        return await self._of_schedule(name, "schedule", {"name": name}, lambda: self.local.schedule(name))
+
+    async def _of_schedule(
+        self, name: str, operation: str, params: dict[str, Any], here: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        return await self.ask(self.partition_of(name), operation, params, here)
+
+    async def control_schedule(
+        self, name: str, action: Literal["pause", "resume", "delete"], *, by: str, reason: str
+    ) -> dict[str, Any]:
+        """Asked once: after a deletion there is nothing to delete, and who was not told would think there never was."""
+        params = {"name": name, "action": action, "by": by, "reason": reason}
+
+        def here() -> Awaitable[dict[str, Any]]:
+            return self.local.control_schedule(name, action, by=by, reason=reason)
+
+        look = f"{action} may have been recorded, or not; look at the schedule before asking again"
+        return await self.once(self.partition_of(name), "control_schedule", params, here, None, look)
+
+    async def schedules(self) -> list[dict[str, Any]]:
+        found = await self.of_owners("schedules", self.local.schedules)
+        return Gathered(gather.schedules(found), found.incomplete)
 
     # ------------------------------------------------------------ many commands
 
@@ -221,58 +232,29 @@ class RoutedFront:
             return self.local.list_commands(state=state, type=type, attributes=attributes, limit=limit, cursor=cursor)
 
         params = {"state": state, "type": type, "attributes": attributes, "limit": limit, "cursor": cursor}
-        answers = await self._everywhere("list", params, here, CommandPage)
+        answers = await self.everywhere("list", params, here, CommandPage)
         return gather.pages([page for _, page in answers], limit)
 
     async def dead_letters(self) -> list[dict[str, Any]]:
-        owned: dict[Link | None, set[int]] = {link: _acted_for(link) for link in self.directory.links()}
-        answers = await self._everywhere("dead_letters", {}, self.local.dead_letters)
-        lacking = [
-            items.incomplete if isinstance(items, Gathered) else set(range(self._partitions)) - owned.get(link, set())
-            for link, items in answers
-        ]
-        return Gathered((item for _, items in answers for item in items), gather.lacking(lacking))
+        return await self.of_owners("dead_letters", self.local.dead_letters)
 
     async def quarantine(self) -> list[dict[str, Any]]:
         """Of every instance that answers: one that owns nothing may still have a partition that stopped."""
-        here = await _answer(self.local.quarantine())
-        answers = [*(await self._of_others("quarantine", {})).values()]
+        here = await answered(self.local.quarantine())
+        answers = [*(await self.of_others("quarantine", {})).values()]
         if not isinstance(here, CoordinatorError):
             answers.append(here)
         elif not answers:
             raise here
         items = sorted((item for each in answers for item in each), key=lambda item: item["partition"])
         told = {item["partition"] for item in items}
-        lacking = (each for each in range(self._partitions) if each not in told and not self.routes.served(each))
+        lacking = (each for each in range(self.partitions) if each not in told and not self.routes.served(each))
         return Gathered(items, tuple(lacking))
 
     async def log_state(self) -> list[dict[str, Any]]:
-        answers = await self._everywhere("log", {}, self.local.log_state)
+        answers = await self.everywhere("log", {}, self.local.log_state)
         rows = sorted((row for _, rows in answers for row in rows), key=lambda row: row["partition"])
-        return Gathered(rows, without(rows, self._partitions))
-
-    async def _everywhere(
-        self, operation: str, params: dict[str, Any], here: Callable[[], Awaitable[T]], kind: type[T] | None = None
-    ) -> list[tuple[Link | None, T]]:
-        """What this instance (None) and those that act for any partition answer; whoever does not in time is left out.
-
-        Raises a refusal that is not for want of an owner (a wrong cursor is wrong everywhere), and NoOwner, or
-        whatever hinders this instance, where nobody answers at all.
-        """
-        links = [link for link in self.directory.links() if _acted_for(link)]
-        asked = [_answer(here()), *(_answer(_asked(link, operation, params, kind)) for link in links)]
-        answers: list[tuple[Link | None, T]] = []
-        refusals: list[CoordinatorError] = []
-        for link, answer in zip([None, *links], await asyncio.gather(*asked), strict=True):
-            if not isinstance(answer, CoordinatorError):
-                answers.append((link, answer))
-            elif answer.retryable:
-                refusals.append(answer)
-            else:
-                raise answer
-        if not answers:
-            raise refusals[0]
-        return answers
+        return Gathered(rows, without(rows, self.partitions))
 
     # ------------------------------------------------------------ outcomes, services
 
@@ -283,7 +265,7 @@ class RoutedFront:
 
     async def services(self) -> list[dict[str, Any]]:
         here = await self.local.services()
-        answers = await self._of_others("services", {})
+        answers = await self.of_others("services", {})
         return gather.services(here, answers)
 
     async def set_breaker(self, service: str, state: Literal["open", "closed", "auto"]) -> dict[str, Any]:
@@ -294,7 +276,7 @@ class RoutedFront:
             known = await self.local.set_breaker(service, state)
         except UnknownService as error:
             unknown = error
-        answers = await self._of_others("set_breaker", {"service": service, "state": state})
+        answers = await self.of_others("set_breaker", {"service": service, "state": state})
         known = known or next(iter(answers.values()), None)
         if known is None:
             assert unknown is not None
@@ -303,16 +285,6 @@ class RoutedFront:
         members = {each["instance"] for each in self.directory.describe()["instances"]}
         breakers = {instance: answer["breaker"] for instance, answer in answers.items()}
         return {**known, "instances": breakers, "unreached": sorted(members - answers.keys() - {own})}
-
-    async def _of_others(self, operation: str, params: dict[str, Any]) -> dict[str, Any]:
-        """What every other instance answers; those that refuse, or do not answer in time, are left out."""
-        links = self.directory.links()
-        answers = await asyncio.gather(*(_answer(_asked(link, operation, params)) for link in links))
-        return {
-            link.member.instance: answer
-            for link, answer in zip(links, answers, strict=True)
-            if not isinstance(answer, CoordinatorError)
-        }
 
     # ------------------------------------------------------------ definitions
 
@@ -352,7 +324,7 @@ class RoutedFront:
         async def here() -> dict[str, Any]:
             return {"created": await self.local.register(name, version, content, by, [partition])}
 
-        answer = await self._ask(partition, "put_definition", params, here)
+        answer = await self.ask(partition, "put_definition", params, here)
         return bool(answer["created"])
 
     async def definition(self, name: str, version: int | None) -> dict[str, Any]:
@@ -381,14 +353,14 @@ class RoutedFront:
                 return cast("T", await request(link, operation, params, ANSWER_MS))
         except MOVED:
             if not any(lane.acting for lane in self.routes.lanes):
-                return await self._ask(0, operation, params, here)
+                return await self.ask(0, operation, params, here)
         return await here()
 
     # ------------------------------------------------------------ the group
 
     async def cluster(self) -> dict[str, Any]:
         here = await self.local.cluster()
-        return gather.cluster(here, await self._of_others("cluster", {}), self.directory.describe())
+        return gather.cluster(here, await self.of_others("cluster", {}), self.directory.describe())
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Every partition that this instance ought to own acts, and somebody can be asked at all."""
@@ -399,7 +371,7 @@ class RoutedFront:
         details: dict[str, Any] = {"ready": not waiting}
         if waiting:
             details |= {"code": waiting[0].refusal.code, "why": waiting[0].refusal.detail}
-        elif not any(map(self.routes.served, range(self._partitions))):
+        elif not any(map(self.routes.served, range(self.partitions))):
             code = "starting" if isinstance(lanes[0].refusal, Starting) else "no_owner"
             details |= {"ready": False, "code": code, "why": "no partition has an owner that can be reached yet"}
         details["partitions"] = {str(lane.partition): lane.refusal.detail for lane in waiting}
@@ -408,34 +380,6 @@ class RoutedFront:
 
 def _nobody(event: Event) -> None:
     """The watcher of who does not watch: its submission is made sure of all the same."""
-
-
-async def request(link: Link, operation: str, params: dict[str, Any], within_ms: int) -> Any:
-    """Asks another instance, in the caller's name: with its trace context, and no longer than it waits."""
-    asker = caller.get()
-    if asker is None:
-        return await link.request(operation, params, within_ms)
-    if asker.deadline is not None:
-        left_s = asker.deadline - asyncio.get_running_loop().time()
-        within_ms = max(1, min(within_ms, round(left_s * 1000)))
-    return await link.request(operation, params, within_ms, asker.meta)
-
-
-def _acted_for(link: Link) -> set[int]:
-    return {partition for partition, epoch in link.owned.items() if epoch >= 0}
-
-
-async def _asked(link: Link, operation: str, params: dict[str, Any], kind: type[T] | None = None) -> T:
-    value = await request(link, operation, params, GATHER_MS)
-    return cast("T", value if kind is None else msgspec.convert(value, kind))
-
-
-async def _answer(asked: Awaitable[T]) -> T | CoordinatorError:
-    """The answer, or the refusal."""
-    try:
-        return await asked
-    except CoordinatorError as error:
-        return error
 
 
 def _listed(partitions: Collection[int]) -> str:

@@ -141,3 +141,20 @@ def test_of_two_who_act_the_newer_epoch_is_right() -> None:
     told = gather.cluster(said("a", (0, "acting", 5)), {"b": said("b", (0, "acting", 8))}, described("a", "b"))
     assert [row["owner"] for row in told["partitions"]] == ["b"]
     assert [each["partitions"] for each in islice(told["instances"], 2)] == [[], [0]]
+
+
+def decision(id: str, step: str, since: str) -> dict[str, Any]:
+    return {"command_id": id, "step": step, "since": since}
+
+
+def test_decisions_come_oldest_first_and_once() -> None:
+    """Whoever tells of them; two of one command are two."""
+    late, early = decision("a", "approve", "2026-01-02T03:04:05.000Z"), decision("b", "pay", "2026-01-01T00:00:00.000Z")
+    other = decision("a", "pay", "2026-01-02T03:04:05.000Z")
+    assert gather.decisions([other, late, early, dict(late)]) == [early, late, other]
+
+
+def test_schedules_come_by_name_and_once() -> None:
+    """A partition that has just moved is told of by two."""
+    rows = [{"name": "b"}, {"name": "a", "state": "active"}, {"name": "a", "state": "active"}]
+    assert gather.schedules(rows) == [{"name": "a", "state": "active"}, {"name": "b"}]
