@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 import coordinator
 from coordinator import recovery
@@ -146,6 +147,8 @@ class Daemon:
             await transports.start()
             self.addresses = transports.addresses
             pipeline.address = transports.advertised
+            if not engine.settings.callback_url:  # what port 0 has become is known only now
+                engine.settings = structs.replace(engine.settings, callback_url=transports.http_url)
             log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
             self.started.set()
             return await self._until_stopped(pipeline, front, transports, group)

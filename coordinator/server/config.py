@@ -154,6 +154,12 @@ def _url(value: str) -> str | None:
     return None
 
 
+def _callback_url(value: str) -> str | None:
+    if value == "" or (value.startswith(("http://", "https://")) and _url(value) is None):
+        return None
+    return "http://host[:port][/path] or https://…, without user, password, query and fragment"
+
+
 def _headers(value: dict[str, str]) -> str | None:
     for name, text in value.items():
         if not _TOKEN.fullmatch(name):
@@ -218,6 +224,7 @@ class Listen(Section, frozen=True, kw_only=True):
     grpc: Address = "127.0.0.1:9090"
     tcp: Address = "127.0.0.1:7070"
     advertise: Annotated[str, _checked(_advertised)] = ""  # host[:port] at which the others reach the TCP listener
+    callback_url: Annotated[str, _checked(_callback_url)] = ""  # where services reach HTTP: callbacks begin with it
 
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Host and port by transport, of those that are on."""
@@ -305,6 +312,7 @@ class Config(Section, frozen=True, kw_only=True):
             fast_retry_interval_ms=int(own.fast_retry_interval),
             retry_jitter_ms=int(own.retry_jitter),
             suspend=own.suspend,
+            callback_url=self.listen.callback_url.rstrip("/"),
         )
 
     def service_settings(self) -> dict[str, ServiceSettings]:

@@ -49,9 +49,12 @@ class Transports:
         """Where a standby asks whether this instance lives: ``host:port`` of TCP, else HTTP's URL, else nothing."""
         if "tcp" in self.addresses:
             return self.advertised_tcp
-        if "http" in self.addresses:
-            return f"http://{_joined(*self.addresses['http'])}"
-        return ""
+        return self.http_url
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP listens, without a path; empty where it is off."""
+        return f"http://{_joined(*self.addresses['http'])}" if "http" in self.addresses else ""
 
     @property
     def advertised_tcp(self) -> str:

@@ -148,6 +148,10 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         ('[listen]\nhttp = "h:65536"', ["listen.http"]),
         ('[listen]\nhttp = "h:1"\ntcp = "h:1"', ["listen.tcp", "not that of listen.http"]),
         ('[listen]\nhttp = "off"\ntcp = ""\ngrpc = "off"', ["listen", "at least one"]),
+        ('[listen]\ncallback_url = "example.com"', ["listen.callback_url", "https://"]),
+        ('[listen]\ncallback_url = "grpc://h:1"', ["listen.callback_url", "https://"]),
+        ('[listen]\ncallback_url = "https://h/?a=1"', ["listen.callback_url", "without user, password, query"]),
+        ('[listen]\ncallback_url = "https://u:p@h"', ["listen.callback_url", "without user, password"]),
         ('[services.p]\nurl = "ftp://x"', ["services.p.url", "grpcs://host:port"]),
         ('[services.p]\nurl = "http://u:p@x"', ["without user and password"]),
         ('[services.p]\nurl = "http://x/?a=1"', ["without query"]),
@@ -248,6 +252,13 @@ def test_a_connection_never_outlives_its_call() -> None:
     """A total timeout shorter than the connect timeout bounds both."""
     settings = Config(services={"p": Service(timeout=Duration(500))}).service_settings()["p"]
     assert (settings.timeout_ms, settings.connect_timeout_ms) == (500, 500)
+
+
+def test_callbacks_come_to_where_the_operator_says(tmp_path: Path) -> None:
+    """A slash at its end is not doubled; without it the engine has none, and is told when the listener has its port."""
+    text = '[listen]\ncallback_url = "https://orders.example/in/"'
+    assert load(written(tmp_path, text), {}).config.engine_settings().callback_url == "https://orders.example/in"
+    assert Config().engine_settings().callback_url == ""
 
 
 @pytest.mark.parametrize(
