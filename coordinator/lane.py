@@ -39,7 +39,7 @@ from coordinator.model.ids import CommandId
 from coordinator.model.records import Epoch, Record
 from coordinator.recalling import recalled
 from coordinator.recovery import Start
-from coordinator.replaying import Replay, collector_at_rest, reached
+from coordinator.replaying import Replay, reached
 from coordinator.snapshotting import Snapshotting
 from coordinator.wire.codec import encode, read
 
@@ -237,7 +237,7 @@ class Lane:
         self._heir = None
         start = await recovery.find(pipeline.log, self.partition, timeout_ms=pipeline.append_timeout_ms)
         replay = Replay(pipeline.engine, pipeline.view, self.partition, start)
-        with collector_at_rest():
+        with pipeline.at_rest():
             await replay.restore()
             self._ghosts += 1
             epoch = await owned.acquire(replay.records, start.offset, start.token_in_force)

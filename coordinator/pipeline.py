@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,7 +49,7 @@ from coordinator.model.records import (
     Submitted,
     Undone,
 )
-from coordinator.replaying import finished_command
+from coordinator.replaying import collector_at_rest, finished_command
 from coordinator.server.metrics import Metrics
 from coordinator.snapshotting import SnapshotSettings
 from coordinator.transport.base import Event
@@ -105,6 +106,7 @@ class Pipeline:
         self.group_name = group_name
         self.owned = OwnedPartition  # a simulation has one that breaks a rule, and tokens from its seed
         self.new_token = new_token
+        self.at_rest: Callable[[], AbstractContextManager[None]] = collector_at_rest  # of a replay; not where others live
         self.append_timeout_ms = append_timeout_ms
         self.probe = probe
         self.snapshot_settings = snapshots or SnapshotSettings()

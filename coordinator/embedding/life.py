@@ -165,6 +165,7 @@ class Life:
             group_name=setup.name,
         )
         self.pipeline.life = self
+        self.pipeline.at_rest = contextlib.nullcontext  # the collector is the process's
         self.local = CoordinatorFront(self.pipeline, registry, name=setup.name)
         self.front = cast("Front", self.local)
         self._ready = asyncio.Event()
