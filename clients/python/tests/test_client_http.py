@@ -128,7 +128,9 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         while True:
             method, target, _, body = await peer.read()
             asked.append((method, target, body))
-            peer.answer(200, [] if "GET" in method and target.count("/") == 2 else view | {"created": True})
+            peer.answer(
+                200, [] if "GET" in method and target.count("/") == 2 else view | {"name": "m", "created": True}
+            )
 
     http.play(script)
     async with AsyncClient(http.url) as client:
@@ -137,6 +139,10 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         await client.pause("c-1", "stock count", "ann")
         await client.requeue("c-1", "charge", input=None)
         await client.requeue("c-1", "charge")
+        await client.resolve("c-1", "charge", "refunded", "ann")
+        await client.provide("c-1", "otp/2", None, signal_id="s 1", by="ann")
+        await client.decide("c-1", "approve#2", approve=False, by="ann", roles=["manager"])
+        await client.decisions()
         await client.dead_letters()
         await client.services()
         await client.set_breaker("payments", "auto")
@@ -144,12 +150,22 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         await client.get_definition("order")
         await client.get_definition("order", 2)
         await client.definitions()
+        await client.put_schedule("monthly", {"every": "30s"}, "ann")
+        await client.get_schedule("monthly")
+        await client.schedules()
+        await client.pause_schedule("monthly", "audit", "ann")
+        await client.resume_schedule("monthly")
+        await client.delete_schedule("monthly", by="ann")
     assert asked == [
         ("GET", "/v1/commands/%C3%BC-1", None),
         ("GET", "/v1/commands/c-1/explain", None),
         ("POST", "/v1/commands/c-1/pause", {"reason": "stock count", "by": "ann"}),
         ("POST", "/v1/commands/c-1/requeue", {"step": "charge", "input": None}),
         ("POST", "/v1/commands/c-1/requeue", {"step": "charge"}),
+        ("POST", "/v1/commands/c-1/resolve", {"step": "charge", "reason": "refunded", "by": "ann"}),
+        ("POST", "/v1/commands/c-1/data/otp%2F2?signal_id=s+1&by=ann", None),
+        ("POST", "/v1/commands/c-1/decisions/approve%232", {"approve": False, "by": "ann", "roles": ["manager"]}),
+        ("GET", "/v1/decisions", None),
         ("GET", "/v1/dead-letters", None),
         ("GET", "/v1/services", None),
         ("POST", "/v1/services/payments/breaker", {"state": "auto"}),
@@ -157,6 +173,12 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         ("GET", "/v1/definitions/order", None),
         ("GET", "/v1/definitions/order/2", None),
         ("GET", "/v1/definitions", None),
+        ("PUT", "/v1/schedules/monthly?by=ann", {"every": "30s"}),
+        ("GET", "/v1/schedules/monthly", None),
+        ("GET", "/v1/schedules", None),
+        ("POST", "/v1/schedules/monthly/pause", {"reason": "audit", "by": "ann"}),
+        ("POST", "/v1/schedules/monthly/resume", {}),
+        ("DELETE", "/v1/schedules/monthly?by=ann", None),
     ]
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from coordinator_client import Client, UnknownCommand
+from coordinator_client import AsyncClient, Client, UnknownCommand
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    """With the same parameters: whoever reads one knows the other."""
+
+    def methods(client: type[Any]) -> dict[str, list[tuple[str, Any, Any]]]:
+        found = inspect.getmembers(client, inspect.isfunction)
+        return {
+            name: [(each.name, each.kind, each.default) for each in inspect.signature(method).parameters.values()]
+            for name, method in found
+            if not name.startswith("_")
+        }
+
+    assert methods(Client) == methods(AsyncClient)
 
 
 async def test_calls_block_and_return(tcp: Any, view: dict[str, Any]) -> None:
@@ -65,7 +80,7 @@ async def test_close_ends_the_thread_and_stops_an_iteration_early(tcp: Any) -> N
             events = client.watch("c-1")
             first = next(events)
             events.close()  # type: ignore[attr-defined]
-            client._client._endpoints[0]  # still connected: only the watch ended
+            client._client._calls.endpoint()  # still connected: only the watch ended
         assert first.kind == "accepted"
         return [thread.name for thread in threading.enumerate()]
 

@@ -433,7 +433,7 @@ async def test_leaving_a_watch_early_forgets_it(tcp: Any) -> None:
         events = client.watch("c-1")
         assert (await anext(events)).kind == "accepted"
         await events.aclose()  # type: ignore[attr-defined]
-        await client._endpoints[0].close()
+        await client._calls.endpoint().close()
 
 
 async def test_a_list_is_fetched_page_by_page_up_to_its_limit(tcp: Any, view: dict[str, Any]) -> None:

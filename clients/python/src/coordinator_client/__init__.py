@@ -7,13 +7,14 @@ with Client("tcp://127.0.0.1:7070") as client:
     print(command.raise_for_state().result)
 """
 
-from coordinator_client.aio import AsyncClient, new_command_id
+from coordinator_client.aio import AsyncClient, new_command_id, new_signal_id
 from coordinator_client.errors import (
     CommandFailed,
     Conflict,
     ConnectionLost,
     CoordinatorError,
     DefinitionConflict,
+    Forbidden,
     IdConflict,
     IllegalState,
     Internal,
@@ -33,12 +34,13 @@ from coordinator_client.errors import (
     Unavailable,
     UnknownCommand,
     UnknownDefinition,
+    UnknownSchedule,
     UnknownService,
     UnknownStep,
     UnknownType,
     WaitTimeout,
 )
-from coordinator_client.models import Command, Event, Failure, Outcome, Step
+from coordinator_client.models import Command, Event, Failure, Outcome, PendingDecision, Schedule, Step
 from coordinator_client.retry import RetryPolicy
 from coordinator_client.sync import Client
 
@@ -57,6 +59,7 @@ __all__ = [
     "DefinitionConflict",
     "Event",
     "Failure",
+    "Forbidden",
     "IdConflict",
     "IllegalState",
     "Internal",
@@ -68,9 +71,11 @@ __all__ = [
     "NoOwner",
     "NotFound",
     "Outcome",
+    "PendingDecision",
     "Refused",
     "RetryPolicy",
     "Retryable",
+    "Schedule",
     "Starting",
     "Step",
     "Stopping",
@@ -79,9 +84,11 @@ __all__ = [
     "Unavailable",
     "UnknownCommand",
     "UnknownDefinition",
+    "UnknownSchedule",
     "UnknownService",
     "UnknownStep",
     "UnknownType",
     "WaitTimeout",
     "new_command_id",
+    "new_signal_id",
 ]

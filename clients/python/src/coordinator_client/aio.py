@@ -1,41 +1,48 @@
 """The asynchronous client: one call becomes as many attempts as it takes, over the addresses it was given.
 
 What makes that safe is the id: it is made here, before the first attempt, so an attempt whose answer was lost and the
-one after it are the same command to the server.  What ends it is patience, never a number of attempts: a coordinator
-that restarts or waits for a broken service is away for seconds, and a caller says best how many are too many.
-
-Errors that another address may not have (a lost connection; starting, stopping; no owner, or no log, to be seen from
-there) move the client on to the next one, and so does a server that says it goes away; there it stays until that one
-fails.
+one after it are the same command to the server, or the same datum.  A decision has no id; whether one that is refused
+the second time was ours, the command's history tells.  What ends a call is patience, never a number of attempts: a
+coordinator that restarts or waits for a broken service is away for seconds, and a caller says best how many are too
+many.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import math
 import os
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 
-from coordinator_client.endpoint import Endpoint, Progress
+from coordinator_client.calls import Calls, Settle
+from coordinator_client.endpoint import Progress
 from coordinator_client.errors import (
-    ELSEWHERE,
     ConnectionLost,
     CoordinatorError,
+    IllegalState,
+    Refused,
+    UnknownSchedule,
     WaitTimeout,
 )
-from coordinator_client.http import HttpEndpoint
-from coordinator_client.models import Command, Event, Outcome, command_of
-from coordinator_client.retry import Backoff, RetryPolicy
-from coordinator_client.tcp import TcpEndpoint
+from coordinator_client.models import (
+    Command,
+    Event,
+    Outcome,
+    PendingDecision,
+    Schedule,
+    command_of,
+    item_of,
+    items_of,
+)
+from coordinator_client.retry import RetryPolicy
 from coordinator_client.values import Duration, duration_text, json_value, seconds
 
-T = TypeVar("T")
 Records = list[dict[str, Any]]
 
 PATIENCE_S = 60.0
@@ -45,6 +52,10 @@ WAIT_CHUNK_S = 30.0  # one request of a long wait
 def new_command_id() -> str:
     """16 random bytes as hex."""
     return os.urandom(16).hex()
+
+
+new_signal_id = new_command_id
+"""What makes one datum differ from another with the same value."""
 
 
 class AsyncClient:
@@ -70,14 +81,8 @@ class AsyncClient:
         ssl: ssl_module.SSLContext | None = None,
         token: str | None = None,
     ) -> None:
-        urls = _addresses(url) if isinstance(url, str) else list(url)
-        if not urls:
-            raise ValueError("at least one address is needed")
-        self._make = [_maker(one, connections, ssl, token, alone=len(urls) == 1) for one in urls]
-        self._endpoints: list[Endpoint] = []
-        self._current = 0
+        self._calls = Calls(url, connections=connections, policy=retry, ssl=ssl, token=token)
         self._patience_s = seconds(deadline, "deadline")
-        self._policy = retry or RetryPolicy()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -89,9 +94,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes all connections; calls under way raise ConnectionLost.  The client may be used again."""
-        endpoints, self._endpoints = self._endpoints, []
-        for endpoint in endpoints:
-            await endpoint.close()
+        await self._calls.close()
 
     # ------------------------------------------------------------------------------------------------------ commands
 
@@ -107,6 +110,7 @@ class AsyncClient:
         attributes: Mapping[str, str | int | float | bool] | None = None,
         priority: int = 0,
         admit_within: Duration | None = None,
+        delay: Duration | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         result_type: type[Any] | None = None,
@@ -118,10 +122,10 @@ class AsyncClient:
 
         ``payload`` is a JSON value, a msgspec Struct or a dataclass. ``id`` makes the call repeatable by the caller as
         well: the same id and payload attach to the command that is there. ``timeout`` is the command's own deadline,
-        kept by the server; ``admit_within`` lets the server queue it for a slot. ``deadline`` is this call's patience
-        until the command is accepted, by default 60 s or ``wait``, whichever is longer; through it the call waits for
-        suspended services, a full or restarting server; then the last error is raised, with ``.command_id``.
-        ``result_type`` converts the result.
+        kept by the server; ``admit_within`` lets the server queue it for a slot; ``delay`` lets it begin so much later,
+        when ``timeout`` begins to count. ``deadline`` is this call's patience until the command is accepted, by
+        default 60 s or ``wait``, whichever is longer; through it the call waits for suspended services, a full or
+        restarting server; then the last error is raised, with ``.command_id``. ``result_type`` converts the result.
         """
         if (type is None) == (definition is None):
             raise ValueError("give either a type or a definition")
@@ -138,6 +142,7 @@ class AsyncClient:
             "timeout": duration_text(timeout, "timeout"),
             "attributes": json_value(dict(attributes or {}), "$.attributes"),
             "admit_within": duration_text(admit_within, "admit_within"),
+            "delay": duration_text(delay, "delay"),
         }
         progress = Progress(within_s, wait_s)
         view = await self._submit({name: value for name, value in submission.items() if value is not None}, progress)
@@ -149,10 +154,10 @@ class AsyncClient:
 
     async def _submit(self, submission: dict[str, Any], progress: Progress) -> Any:
         """The retry loop of a submission, whose patience changes when it is accepted."""
-        backoff = Backoff(self._policy, addresses=len(self._make))
+        backoff = self._calls.backoff()
         last: CoordinatorError | None = None
         while True:
-            endpoint = self._endpoint()
+            endpoint = self._calls.endpoint()
             try:
                 async with progress.timeout():
                     return await endpoint.submit(submission, progress)
@@ -162,7 +167,7 @@ class AsyncClient:
                 last = last or error
             except CoordinatorError as error:
                 error.command_id = submission["id"]
-                self._leave(endpoint, error)
+                self._calls.leave(endpoint, error)
                 delay_s = backoff.delay(error, progress.remaining_s)
                 last = error
                 if delay_s is not None:
@@ -225,10 +230,10 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         patience_s = seconds(deadline)
         position = after
-        backoff = Backoff(self._policy, addresses=len(self._make))
+        backoff = self._calls.backoff()
         lost_since = loop.time()
         while True:
-            endpoint = self._endpoint()
+            endpoint = self._calls.endpoint()
             try:
                 async for event in endpoint.watch(id, position):
                     backoff.reset()
@@ -240,7 +245,7 @@ class AsyncClient:
                 raise ConnectionLost("the watch ended before the command did")
             except CoordinatorError as error:
                 lost_since = min(lost_since, loop.time())
-                await self._pause(endpoint, error, backoff, lost_since + patience_s - loop.time(), id)
+                await self._calls.pause(endpoint, error, backoff, lost_since + patience_s - loop.time(), id)
 
     async def list(
         self,
@@ -262,7 +267,7 @@ class AsyncClient:
                 "limit": int(min(page, left)),
                 "cursor": cursor,
             }
-            answer = await self._request("list", params, self._patience_s)
+            answer = await self._request("list", params)
             for view in answer["commands"]:
                 left -= 1
                 yield command_of(view)
@@ -272,15 +277,15 @@ class AsyncClient:
 
     async def history(self, id: str) -> Records:
         """Every record of the command, in log order."""
-        return _items(await self._request("history", {"id": id}, self._patience_s))
+        return _items(await self._request("history", {"id": id}))
 
     async def explain(self, id: str) -> dict[str, Any]:
         """Why the command is not moving."""
-        return dict(await self._request("explain", {"id": id}, self._patience_s))
+        return dict(await self._request("explain", {"id": id}))
 
     async def diagram(self, id: str) -> str:
         """Mermaid text of its steps with their states."""
-        return str(await self._request("diagram", {"id": id}, self._patience_s))
+        return str(await self._request("diagram", {"id": id}))
 
     # ------------------------------------------------------------------------------------------------------ controls
 
@@ -311,11 +316,105 @@ class AsyncClient:
         params = {"id": id, "step": step, "reason": reason, "by": by}
         if input is not msgspec.UNSET:
             params["input"] = json_value(input, "$.input")
-        return command_of(await self._request("requeue", params, self._patience_s, once=True))
+        return command_of(await self._request("requeue", params, once=True))
+
+    async def resolve(self, id: str, step: str, reason: str = "", by: str = "") -> Command:
+        """Takes a dead-lettered undo for done, by hand; ``by`` and ``reason`` stay in the history."""
+        params = {"id": id, "step": step, "reason": reason, "by": by}
+        return command_of(await self._request("resolve", params, once=True))
 
     async def _control(self, id: str, operation: str, reason: str, by: str) -> Command:
         params = {"id": id, "operation": operation, "reason": reason, "by": by}
-        return command_of(await self._request("control", params, self._patience_s, once=True))
+        return command_of(await self._request("control", params, once=True))
+
+    # ---------------------------------------------------------------------------------------------- data and decisions
+
+    async def provide(self, id: str, name: str, value: Any, *, signal_id: str | None = None, by: str = "") -> Command:
+        """Hands a command the data that it waits for under ``name``, or will wait for; any JSON value.
+
+        It is delivered once, also where this call had to be repeated.  ``signal_id``, made here by default, keeps that
+        true across your own restarts: the same one again changes nothing.  Raises UnknownStep where the command waits
+        for nothing of that name ever, IllegalState where it has ended.
+        """
+        signal_id = signal_id or new_signal_id()
+        params = {"id": id, "name": name, "value": json_value(value, "$.value"), "signal_id": signal_id, "by": by}
+
+        def delivered(history: Records) -> bool:
+            return any(record.get("signal_id") == signal_id for record in history if record["kind"] == "Signal")
+
+        return command_of(await self._request("provide", params, settle=self._recorded(id, delivered)))
+
+    async def decide(
+        self, id: str, step: str, *, approve: bool, by: str = "", comment: str = "", roles: Collection[str] = ()
+    ) -> Command:
+        """A person's decision that the command waits for; see `decisions`.  ``roles`` are those that the person has.
+
+        Raises Forbidden where none of them may decide, IllegalState where nobody is asked for it now or it has been
+        decided (unless this very call did so, and had to be repeated since its answer was lost), UnknownStep.
+        """
+        held = [roles] if isinstance(roles, str) else [*roles]  # a text is a collection of letters, too
+        params = {"id": id, "step": step, "approve": approve, "by": by, "comment": comment, "roles": held}
+
+        def decided(history: Records) -> bool:
+            """The first decision counts; one that crossed it in the log may stand behind it."""
+            signals = (record for record in history if record["kind"] == "Signal" and record.get("name") == step)
+            first = next((record for record in signals if record.get("channel") == "decision"), None)
+            return first is not None and (first["value"].get("approve"), first.get("by", "")) == (approve, by)
+
+        return command_of(await self._request("decide", params, settle=self._recorded(id, decided)))
+
+    def _recorded(self, id: str, by_us: Callable[[Records], bool]) -> Settle:
+        """What tells, after a refusal, whether the command's history has what an attempt in doubt asked for."""
+
+        async def settle(refused: Refused) -> Any:
+            if isinstance(refused, IllegalState) and by_us(await self.history(id)):
+                return await self._request("get", {"id": id, "wait_ms": 0})
+            refused.command_id = id
+            raise refused
+
+        return settle
+
+    async def decisions(self) -> builtins.list[PendingDecision]:
+        """The decisions that commands wait for, the oldest first."""
+        return items_of(_items(await self._request("decisions", {})), PendingDecision)
+
+    # ------------------------------------------------------------------------------------------------------ schedules
+
+    async def put_schedule(self, name: str, content: Mapping[str, Any], by: str = "") -> Schedule:
+        """Makes or replaces a schedule: what is submitted, and when.  Raises InvalidPayload."""
+        params = {"name": name, "content": json_value(content), "by": by}
+        return item_of(await self._request("put_schedule", params), Schedule)
+
+    async def get_schedule(self, name: str) -> Schedule:
+        """A schedule as it is now; raises UnknownSchedule."""
+        return item_of(await self._request("schedule", {"name": name}), Schedule)
+
+    async def schedules(self) -> builtins.list[Schedule]:
+        """All schedules, by name."""
+        return items_of(_items(await self._request("schedules", {})), Schedule)
+
+    async def pause_schedule(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        """No further runs until it is resumed; one that is under way goes on."""
+        return item_of(await self._control_schedule(name, "pause", reason, by), Schedule)
+
+    async def resume_schedule(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        """Goes on after a pause."""
+        return item_of(await self._control_schedule(name, "resume", reason, by), Schedule)
+
+    async def delete_schedule(self, name: str, reason: str = "", by: str = "") -> None:
+        """Ends a schedule; a run that is under way goes on.  Raises UnknownSchedule."""
+
+        async def settle(refused: Refused) -> None:
+            if not isinstance(refused, UnknownSchedule):
+                raise refused
+
+        await self._control_schedule(name, "delete", reason, by, settle)
+
+    async def _control_schedule(
+        self, name: str, action: str, reason: str, by: str, settle: Settle | None = None
+    ) -> Any:
+        params = {"name": name, "action": action, "reason": reason, "by": by}
+        return await self._request("control_schedule", params, settle=settle)
 
     # --------------------------------------------------------------------------------------- services and definitions
 
@@ -329,12 +428,12 @@ class AsyncClient:
         """
         loop = asyncio.get_running_loop()
         patience_s = self._patience(deadline)
-        backoff = Backoff(self._policy, addresses=len(self._make))
+        backoff = self._calls.backoff()
         reached: dict[str, int] = {}  # the last offset of each partition
         begin = start
         lost_since = loop.time()
         while True:
-            endpoint = self._endpoint()
+            endpoint = self._calls.endpoint()
             try:
                 async for batch in endpoint.outcomes(service, begin, follow):
                     backoff.reset()
@@ -349,142 +448,67 @@ class AsyncClient:
                 return
             except CoordinatorError as error:
                 lost_since = min(lost_since, loop.time())
-                await self._pause(endpoint, error, backoff, lost_since + patience_s - loop.time(), None)
+                await self._calls.pause(endpoint, error, backoff, lost_since + patience_s - loop.time(), None)
 
     async def dead_letters(self) -> Records:
         """Steps that wait for an operator."""
-        return _items(await self._request("dead_letters", {}, self._patience_s))
+        return _items(await self._request("dead_letters", {}))
 
     async def quarantine(self) -> Records:
         """Records of the log that cannot be read or applied, and what became of their command or partition."""
-        return _items(await self._request("quarantine", {}, self._patience_s))
+        return _items(await self._request("quarantine", {}))
 
     async def log(self) -> Records:
         """What is kept of each partition's log, and why; how much a take-over would have to read."""
-        return _items(await self._request("log", {}, self._patience_s))
+        return _items(await self._request("log", {}))
 
     async def services(self) -> Records:
         """Breakers, calls in flight and delayed commands of each service."""
-        return _items(await self._request("services", {}, self._patience_s))
+        return _items(await self._request("services", {}))
 
     async def set_breaker(self, service: str, state: str) -> dict[str, Any]:
         """``open``, ``closed`` or ``auto``, by an operator."""
-        return dict(await self._request("set_breaker", {"service": service, "state": state}, self._patience_s))
+        return dict(await self._request("set_breaker", {"service": service, "state": state}))
 
     async def cluster(self) -> dict[str, Any]:
         """Instances, partitions, epochs."""
-        return dict(await self._request("cluster", {}, self._patience_s))
+        return dict(await self._request("cluster", {}))
 
     async def put_definition(self, name: str, version: int, content: Mapping[str, Any], by: str = "") -> bool:
         """Registers a definition; False if the same was there.  Raises DefinitionConflict, InvalidPayload."""
         params = {"name": name, "version": version, "content": json_value(content), "by": by}
-        return bool((await self._request("put_definition", params, self._patience_s))["created"])
+        return bool((await self._request("put_definition", params))["created"])
 
     async def get_definition(self, name: str, version: int | None = None) -> dict[str, Any]:
         """A registered definition, the newest version by default; raises UnknownDefinition."""
-        return dict(await self._request("get_definition", {"name": name, "version": version}, self._patience_s))
+        return dict(await self._request("get_definition", {"name": name, "version": version}))
 
     async def definitions(self) -> Records:
         """All registered definitions."""
-        return _items(await self._request("definitions", {}, self._patience_s))
+        return _items(await self._request("definitions", {}))
 
     async def definition_diagram(self, name: str, version: int) -> str:
         """Mermaid text of a definition."""
         params = {"name": name, "version": version}
-        return str(await self._request("definition_diagram", params, self._patience_s))
+        return str(await self._request("definition_diagram", params))
 
-    # -------------------------------------------------------------------------------------------------------- retries
+    # -------------------------------------------------------------------------------------------------------- asking
 
     def _patience(self, deadline: Duration | None) -> float:
         return self._patience_s if deadline is None else seconds(deadline, "deadline")
 
-    async def _request(self, operation: str, params: dict[str, Any], patience_s: float, once: bool = False) -> Any:
-        """A request with its retries; ``once``: not after a lost answer, since doing it twice may be another thing."""
-
-        def attempt(endpoint: Endpoint, remaining_s: float) -> Awaitable[Any]:
-            return endpoint.request(operation, params, remaining_s)
-
-        return await self._retrying(attempt, patience_s, params.get("id"), once)
-
-    async def _retrying(
+    async def _request(
         self,
-        attempt: Callable[[Endpoint, float], Awaitable[T]],
-        patience_s: float,
-        id: str | None,
-        once: bool,
-    ) -> T:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + patience_s
-        backoff = Backoff(self._policy, addresses=len(self._make))
-        last: CoordinatorError | None = None
-        while True:
-            endpoint = self._endpoint()
-            try:
-                async with asyncio.timeout_at(None if math.isinf(until) else until):
-                    return await attempt(endpoint, until - loop.time())
-            except TimeoutError:
-                last = last or WaitTimeout("no answer came in time")
-                last.command_id = id
-                raise last from None
-            except CoordinatorError as error:
-                in_doubt = error.extra.get("in_doubt") or (isinstance(error, ConnectionLost) and error.sent)
-                if once and in_doubt:
-                    error.command_id = id
-                    raise
-                last = error
-                await self._pause(endpoint, error, backoff, until - loop.time(), id)
-
-    async def _pause(
-        self, endpoint: Endpoint, error: CoordinatorError, backoff: Backoff, remaining_s: float, id: str | None
-    ) -> None:
-        """Waits before the next attempt; raises ``error`` where there is none."""
-        error.command_id = error.command_id or id
-        self._leave(endpoint, error)
-        delay_s = backoff.delay(error, remaining_s)
-        if delay_s is None:
-            raise error
-        await asyncio.sleep(delay_s)
-
-    def _endpoint(self) -> Endpoint:
-        if not self._endpoints:
-            self._endpoints = [make() for make in self._make]  # within the loop that will use them
-        for _ in self._endpoints:
-            endpoint = self._endpoints[self._current % len(self._endpoints)]
-            if not endpoint.leaving:
-                return endpoint
-            self._current += 1
-        return self._endpoints[self._current % len(self._endpoints)]
-
-    def _leave(self, endpoint: Endpoint, error: CoordinatorError) -> None:
-        """Moves on to the next address, unless another call has done so already."""
-        if isinstance(error, ELSEWHERE) and self._endpoints and self._endpoint() is endpoint:
-            self._current = (self._current + 1) % len(self._endpoints)
-
-
-def _addresses(text: str) -> list[str]:
-    """``tcp://a:1,b:2`` as two addresses: what has no scheme of its own has that of the one before it."""
-    found: list[str] = []
-    for each in filter(None, (part.strip() for part in text.split(","))):
-        scheme = found[-1].partition("://")[0] if found else ""
-        found.append(each if "://" in each or not scheme else f"{scheme}://{each}")
-    return found
-
-
-def _maker(
-    url: str, connections: int, ssl: ssl_module.SSLContext | None, token: str | None, *, alone: bool
-) -> Callable[[], Endpoint]:
-    """What makes the endpoint for an address; raises ValueError for what is no address."""
-    parts = urlsplit(url)
-    if parts.scheme in ("tcp", "tcps"):
-        host, port = parts.hostname, parts.port
-        if host is None or port is None or parts.path not in ("", "/"):
-            raise ValueError(f"{url!r}: an address is tcp://host:port")
-        context = ssl or (ssl_module.create_default_context() if parts.scheme == "tcps" else None)
-        return lambda: TcpEndpoint(host, port, size=connections, ssl=context, token=token)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        verify = parts.scheme == "https" and (ssl if ssl is not None else True)  # a context costs 45 ms of CPU
-        return lambda: HttpEndpoint(url, token=token, verify=verify, alone=alone)
-    raise ValueError(f"{url!r}: an address begins with tcp://, tcps://, http:// or https://")
+        operation: str,
+        params: dict[str, Any],
+        patience_s: float | None = None,
+        *,
+        once: bool = False,
+        settle: Settle | None = None,
+    ) -> Any:
+        """See `Calls.ask`."""
+        patience_s = self._patience_s if patience_s is None else patience_s
+        return await self._calls.ask(operation, params, patience_s, once=once, settle=settle)
 
 
 def _items(answer: Any) -> Records:

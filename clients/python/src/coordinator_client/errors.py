@@ -8,7 +8,9 @@
     │   │   ├── UnknownType       unknown_type
     │   │   ├── UnknownDefinition unknown_definition
     │   │   ├── UnknownService    unknown_service
-    │   │   └── UnknownStep       unknown_step
+    │   │   ├── UnknownStep       unknown_step
+    │   │   └── UnknownSchedule   unknown_schedule
+    │   ├── Forbidden             forbidden            .roles: who may
     │   ├── Conflict              conflict
     │   │   ├── IdConflict        id_conflict          same id, other type or payload
     │   │   ├── IllegalState      illegal_state        .legal_states
@@ -101,6 +103,20 @@ class UnknownService(NotFound):
 
 class UnknownStep(NotFound):
     code = "unknown_step"
+
+
+class UnknownSchedule(NotFound):
+    code = "unknown_schedule"
+
+
+class Forbidden(Refused):
+    """Whoever asks is not one of those who may: who has one of ``roles``."""
+
+    code = "forbidden"
+
+    @property
+    def roles(self) -> list[str]:
+        return list(self.extra.get("roles", ()))
 
 
 class Conflict(Refused):

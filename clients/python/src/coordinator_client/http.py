@@ -36,6 +36,10 @@ _PATHS = {
     "diagram": ("GET", "/v1/commands/{id}/diagram"),
     "control": ("POST", "/v1/commands/{id}/{operation}"),
     "requeue": ("POST", "/v1/commands/{id}/requeue"),
+    "resolve": ("POST", "/v1/commands/{id}/resolve"),
+    "provide": ("POST", "/v1/commands/{id}/data/{name}"),
+    "decide": ("POST", "/v1/commands/{id}/decisions/{step}"),
+    "decisions": ("GET", "/v1/decisions"),
     "dead_letters": ("GET", "/v1/dead-letters"),
     "quarantine": ("GET", "/v1/quarantine"),
     "log": ("GET", "/v1/log"),
@@ -47,7 +51,18 @@ _PATHS = {
     "get_definition": ("GET", "/v1/definitions/{name}/{version}"),
     "definitions": ("GET", "/v1/definitions"),
     "definition_diagram": ("GET", "/v1/definitions/{name}/{version}/diagram"),
+    "put_schedule": ("PUT", "/v1/schedules/{name}"),
+    "schedule": ("GET", "/v1/schedules/{name}"),
+    "schedules": ("GET", "/v1/schedules"),
+    "control_schedule": ("POST", "/v1/schedules/{name}/{action}"),
 }
+
+# The parameter that is the body as a whole; what is left is the query then.
+_WHOLE_BODIES = {"put_definition": "content", "put_schedule": "content", "provide": "value"}
+
+# Parameters that HTTP has no place for, or that the path says already; and those whose absence is the empty text.
+_UNSAID = {("put_definition", "by"), ("control_schedule", "action")}
+_UNSAID_IF_EMPTY = {"by", "reason", "comment", "signal_id"}
 
 
 class HttpEndpoint:
@@ -87,20 +102,24 @@ class HttpEndpoint:
         return view
 
     async def request(self, operation: str, params: dict[str, Any], timeout_s: float) -> Any:
-        method, template = _PATHS[operation]
-        given = {name: value for name, value in params.items() if value is not None or name == "input"}
-        if operation == "get_definition" and "version" not in given:
-            template = template.removesuffix("/{version}")
-        path = template.format_map({name: quote(str(value), safe="") for name, value in given.items()})
-        given = {name: value for name, value in given.items() if f"{{{name}}}" not in template}
-        wait_s = min(given.pop("wait_ms", 0) / 1000, self._wait_max_s)
-        if operation == "put_definition":
-            return await self._ask(method, path, body=given["content"])
-        if method == "GET":
-            for name, value in given.pop("attributes", {}).items():
-                given[f"attribute.{name}"] = value
-            return await self._ask(method, path, query=given | _wait(wait_s), wait_s=wait_s)
-        return await self._ask(method, path, body={name: value for name, value in given.items() if value != ""})
+        method, template = _path_of(operation, params)
+        placed = {name: quote(str(value), safe="") for name, value in params.items() if f"{{{name}}}" in template}
+        whole = _WHOLE_BODIES.get(operation)
+        rest = {
+            name: value
+            for name, value in params.items()
+            if name not in placed and name != whole and _is_said(operation, name, value)
+        }
+        wait_s = min(rest.pop("wait_ms", 0) / 1000, self._wait_max_s)
+        body: Any = msgspec.UNSET
+        if whole is not None:
+            body = params[whole]
+        elif method == "POST":
+            body, rest = rest, {}
+        for name, value in rest.pop("attributes", {}).items():
+            rest[f"attribute.{name}"] = value
+        path = template.format_map(placed)
+        return await self._ask(method, path, query=rest | _wait(wait_s), body=body, wait_s=wait_s)
 
     async def watch(self, id: str, after: str | None) -> AsyncIterator[Event]:
         headers = {"accept": "text/event-stream"} | ({"last-event-id": after} if after else {})
@@ -133,9 +152,9 @@ class HttpEndpoint:
         await self._http.aclose()
 
     async def _ask(
-        self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None, wait_s: float = 0
+        self, method: str, path: str, *, query: dict[str, Any], body: Any = msgspec.UNSET, wait_s: float = 0
     ) -> Any:
-        content = None if method == "GET" else msgspec.json.encode({} if body is None else body)
+        content = None if body is msgspec.UNSET else msgspec.json.encode(body)
         headers = {"content-type": "application/json"} if content is not None else {}
         timeout = httpx.Timeout(self._answer_s + wait_s, connect=CONNECT_S, pool=None)
         with _translated(self.address):
@@ -159,6 +178,24 @@ class HttpEndpoint:
                     await answer.aread()
                     raise _problem(answer)
                 yield answer.aiter_lines()
+
+
+def _path_of(operation: str, params: dict[str, Any]) -> tuple[str, str]:
+    """Method and template of the path."""
+    method, template = _PATHS[operation]
+    match operation, params:
+        case "get_definition", {"version": None}:
+            return method, template.removesuffix("/{version}")
+        case "control_schedule", {"action": "delete"}:
+            return "DELETE", template.removesuffix("/{action}")
+        case _:
+            return method, template
+
+
+def _is_said(operation: str, name: str, value: Any) -> bool:
+    if name == "input":
+        return True
+    return value is not None and (operation, name) not in _UNSAID and not (value == "" and name in _UNSAID_IF_EMPTY)
 
 
 @contextlib.contextmanager

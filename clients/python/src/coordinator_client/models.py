@@ -11,6 +11,7 @@ from msgspec import Struct
 from coordinator_client.errors import CommandFailed, CoordinatorError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 
 FINAL_STATES = frozenset({"completed", "compensated", "failed", "aborted"})
 
@@ -45,6 +46,8 @@ class Command(Struct, frozen=True, kw_only=True):
 
     ``state`` is one of running, delayed, blocked, waiting, paused, dead_letter, compensating, and finally completed,
     compensated, failed, aborted.  Times are RFC 3339 text in UTC; ``position`` is ``<partition>:<offset>`` in the log.
+    ``waiting_for`` names the data, decisions and sleeps that it waits for (``start``: for its own delay).  ``revision``
+    is more than 1 when late data has opened it again.
     """
 
     id: str
@@ -63,6 +66,7 @@ class Command(Struct, frozen=True, kw_only=True):
     payload: Any = None
     priority: int = 0
     reason: str | None = None
+    revision: int = 1
 
     @property
     def final(self) -> bool:
@@ -119,12 +123,56 @@ class Outcome(Struct, frozen=True, kw_only=True):
     at: str = ""
 
 
+class PendingDecision(Struct, frozen=True, kw_only=True):
+    """A decision that a command waits for, by somebody who has one of ``roles`` (none: anybody).
+
+    ``input`` is what they are shown; at ``timeout_at`` time decides, as ``on_timeout`` says: reject, approve or fail.
+    """
+
+    command_id: str
+    step: str
+    type: str = ""
+    input: Any = None
+    roles: list[str] = []
+    since: str = ""
+    timeout_at: str | None = None
+    on_timeout: str = ""
+    attributes: dict[str, Any] = {}
+
+
+class Schedule(Struct, frozen=True, kw_only=True):
+    """A schedule: ``spec`` is what was put, ``next`` when it is due, ``last`` and ``waiting`` tell of its runs.
+
+    ``by`` and ``reason`` are those of whoever put, paused or resumed it last.
+    """
+
+    name: str
+    spec: dict[str, Any] = {}
+    state: str = ""
+    next: str | None = None
+    last: Any = None
+    waiting: Any = None
+    by: str | None = None
+    reason: str | None = None
+
+
 def command_of(view: Any, result_type: type[Any] | None = None) -> Command:
     """A command from its JSON form; ``result_type`` converts the result of a completed one."""
-    try:
-        command = msgspec.convert(view, Command)
-    except msgspec.ValidationError as why:
-        raise CoordinatorError(f"the server sent a command that cannot be read: {why}") from None
+    command = item_of(view, Command)
     if result_type is not None and command.ok:
         return msgspec.structs.replace(command, result=command.result_as(result_type))
     return command
+
+
+def item_of(value: Any, kind: type[S]) -> S:
+    """A ``kind`` from its JSON form."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as why:
+        what = kind.__name__.lower()
+        raise CoordinatorError(f"the server sent a {what} that cannot be read: {why}") from None
+
+
+def items_of(values: list[Any], kind: type[S]) -> list[S]:
+    """A list of them."""
+    return [item_of(value, kind) for value in values]

@@ -8,15 +8,16 @@ with `close`. Any number of threads may share one client, and their calls share 
 from __future__ import annotations
 
 import asyncio
+import builtins
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
 
 from coordinator_client.aio import PATIENCE_S, AsyncClient
-from coordinator_client.models import Command, Event, Outcome
+from coordinator_client.models import Command, Event, Outcome, PendingDecision, Schedule
 from coordinator_client.values import Duration
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class Client:
         attributes: Mapping[str, str | int | float | bool] | None = None,
         priority: int = 0,
         admit_within: Duration | None = None,
+        delay: Duration | None = None,
         wait: Duration | None = None,
         deadline: Duration | None = None,
         result_type: type[Any] | None = None,
@@ -97,6 +99,7 @@ class Client:
                 attributes=attributes,
                 priority=priority,
                 admit_within=admit_within,
+                delay=delay,
                 wait=wait,
                 deadline=deadline,
                 result_type=result_type,
@@ -152,6 +155,38 @@ class Client:
 
     def requeue(self, id: str, step: str, *, input: Any = msgspec.UNSET, reason: str = "", by: str = "") -> Command:
         return self._run(self._client.requeue(id, step, input=input, reason=reason, by=by))
+
+    def resolve(self, id: str, step: str, reason: str = "", by: str = "") -> Command:
+        return self._run(self._client.resolve(id, step, reason, by))
+
+    def provide(self, id: str, name: str, value: Any, *, signal_id: str | None = None, by: str = "") -> Command:
+        return self._run(self._client.provide(id, name, value, signal_id=signal_id, by=by))
+
+    def decide(
+        self, id: str, step: str, *, approve: bool, by: str = "", comment: str = "", roles: Collection[str] = ()
+    ) -> Command:
+        return self._run(self._client.decide(id, step, approve=approve, by=by, comment=comment, roles=roles))
+
+    def decisions(self) -> builtins.list[PendingDecision]:
+        return self._run(self._client.decisions())
+
+    def put_schedule(self, name: str, content: Mapping[str, Any], by: str = "") -> Schedule:
+        return self._run(self._client.put_schedule(name, content, by))
+
+    def get_schedule(self, name: str) -> Schedule:
+        return self._run(self._client.get_schedule(name))
+
+    def schedules(self) -> builtins.list[Schedule]:
+        return self._run(self._client.schedules())
+
+    def pause_schedule(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        return self._run(self._client.pause_schedule(name, reason, by))
+
+    def resume_schedule(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        return self._run(self._client.resume_schedule(name, reason, by))
+
+    def delete_schedule(self, name: str, reason: str = "", by: str = "") -> None:
+        return self._run(self._client.delete_schedule(name, reason, by))
 
     def outcomes(
         self, service: str, start: str | None = None, *, follow: bool = False, deadline: Duration | None = None
