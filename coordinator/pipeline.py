@@ -106,7 +106,7 @@ class Pipeline:
         self.group_name = group_name
         self.owned = OwnedPartition  # a simulation has one that breaks a rule, and tokens from its seed
         self.new_token = new_token
-        self.at_rest: Callable[[], AbstractContextManager[None]] = collector_at_rest  # of a replay; not where others live
+        self.at_rest: Callable[[], AbstractContextManager[None]] = collector_at_rest  # in a process of its own
         self.append_timeout_ms = append_timeout_ms
         self.probe = probe
         self.snapshot_settings = snapshots or SnapshotSettings()
