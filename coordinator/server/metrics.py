@@ -99,6 +99,7 @@ class Metrics(Collector):
         self._submitted: dict[str, int] = defaultdict(int)
         self._finished: dict[tuple[str, str], int] = defaultdict(int)
         self._refused: dict[str, int] = defaultdict(int)
+        self._scheduled: dict[str, int] = defaultdict(int)
         self._answers: dict[tuple[str, str], int] = defaultdict(int)
         self._call_seconds: dict[str, Histogram] = {}
         self._command_seconds = Histogram(COMMAND_SECONDS)
@@ -136,6 +137,10 @@ class Metrics(Collector):
     def refused(self, code: str) -> None:
         """A submission was refused; ``code`` is the error's."""
         self._refused[code] += 1
+
+    def scheduled(self, action: str) -> None:
+        """A schedule's due time was ``fired``, or ``skipped``."""
+        self._scheduled[action] += 1
 
     def answered(self, service: str, verdict: str, seconds: float | None = None) -> None:
         """A call to a service came back, or was given up, ``seconds`` after it was sent."""
@@ -218,6 +223,7 @@ class Metrics(Collector):
         yield _counter("commands_submitted", "Commands accepted.", ("type",), self._submitted)
         yield _counter("commands_finished", "Commands ended, by final state.", ("type", "state"), self._finished)
         yield _counter("commands_refused", "Submissions refused, by error code.", ("code",), self._refused)
+        yield _counter("schedule_runs", "Due times of schedules, by what became of them.", ("action",), self._scheduled)
         yield _counter("calls", "Calls to services, by what the answer meant.", ("service", "verdict"), self._answers)
         yield _counter("append_failures", "Appends refused or in doubt.", (), {(): self._append_failures})
         yield _counter("step_downs", "Partitions lost to another owner or in doubt.", (), {(): self._step_downs})

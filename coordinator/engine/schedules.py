@@ -1,0 +1,587 @@
+"""Schedules: commands that are submitted by the clock, as a fold over records and a decision about the next step.
+
+A schedule is *put* under a name and lives in the partition that its name hashes to; whoever owns that fires it.  Its
+times of execution are its *due times*, and what becomes of each is in the log before anything is done about it:
+
+    a due time comes ─▶ queued ─▶ (submitted as ``<name>@<due time>``) ─▶ fired
+                          │  the last run is still going, and the schedule says skip;
+                          │  too many wait; the command is refused for good
+                          └─▶ skipped, with the reason
+
+The way from ``queued`` to ``fired`` may be gone twice, by a process that was killed on it and by its successor: the
+command's id comes from the due time, so the second submission finds the command that the first one made.  And since
+``queued`` comes before the submission, a successor knows that there may be such a command, whatever is due by then.
+
+*Times that nobody saw.*  What fell due while nobody acted for the partition is not run again and again: the latest of
+it is run, once, and then the schedule goes on by its grid (`Series.step`, ``since``).  What falls due while the
+schedule is paused is not run at all.
+
+Here is no clock: ``now`` is an argument, and so is all that is known about the last run.  `coordinator.scheduling` has
+the hands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, tzinfo
+from enum import StrEnum
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from msgspec import Struct
+
+from coordinator.errors import InvalidPayload
+from coordinator.model.command import Submission
+from coordinator.model.durations import format_duration, parse_duration
+from coordinator.model.ids import command_id
+from coordinator.model.moments import AT_MAX, timestamp
+from coordinator.model.reading.fields import did_you_mean
+from coordinator.model.records import Schedule, unraw
+
+QUEUE_MAX: Final = 100  # due times that wait for the last run to end
+NAME_LENGTH_MAX: Final = 170  # `@` and the longest due time make a command's id of it
+EVERY_MIN_MS: Final = 1_000
+CRON_LENGTH_MAX: Final = 200
+STALLED_MS: Final = 10_000  # a due time seen so late was missed, whoever owned the partition: the machine slept
+MISSED_TOLD_MAX: Final = 1_000  # more are not counted
+
+_MACROS: Final = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
+
+class Overlap(StrEnum):
+    """What a due time means while the last run is still going."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+    REPLACE = "replace"
+
+
+# ---------------------------------------------------------------- what was put
+
+
+class Spec(Struct, frozen=True, kw_only=True):
+    """A schedule as it was put: either ``cron`` in ``zone``, or ``every_ms``.
+
+    ``start`` and ``end`` (ms since 1970, both included) bound its due times; ``command`` has the fields of a Submission
+    but the id.
+    """
+
+    cron: str | None
+    every_ms: int | None
+    zone: tzinfo
+    overlap: Overlap
+    start: int | None
+    end: int | None
+    command: dict[str, Any]
+
+    def after(self, at: int, since: int) -> int | None:
+        """The first due time after ``at``; None when there is none any more.
+
+        ``since`` is when it was put, from which ``every`` counts: in whole seconds, so that due times have short names.
+        """
+        if self.start is not None:
+            at = max(at, self.start - 1)
+        due = self._cron_after(at) if self.every_ms is None else self._every_after(at, since, self.every_ms)
+        return None if due is None or due > AT_MAX or (self.end is not None and due > self.end) else due
+
+    def latest(self, after: int, upto: int, since: int) -> int | None:
+        """The last due time in (``after``, ``upto``]: by bisection, for there may be a year's seconds in between."""
+        first = self.after(after, since)
+        if first is None or first > upto:
+            return None
+        low, high = after, upto  # one that is not too late comes after `low`, none after `high`
+        while high - low > 1:
+            middle = (low + high) // 2
+            due = self.after(middle, since)
+            if due is not None and due <= upto:
+                low = middle
+            else:
+                high = middle
+        return self.after(low, since)
+
+    def _every_after(self, at: int, since: int, every: int) -> int:
+        first = self.start if self.start is not None else -(-since // 1000) * 1000 + every
+        return first if at < first else first + ((at - first) // every + 1) * every
+
+    def _cron_after(self, at: int) -> int | None:
+        """Where the clock is put back, cronsim may begin with a time of the hour's first round: those are over."""
+        assert self.cron is not None
+        try:
+            for due in CronSim(self.cron, datetime.fromtimestamp(at // 1000, UTC).astimezone(self.zone)):
+                millis = int(due.timestamp()) * 1000
+                if millis > at:
+                    return millis
+        except (OverflowError, ValueError):  # beyond the calendar
+            pass
+        return None
+
+    def submission(self, name: str, due: int) -> Submission:
+        """The command that is run at ``due``; its id makes a second one of the same due time impossible."""
+        attributes = {"schedule": name, **self.command.get("attributes", {})}
+        return Submission(**{**self.command, "id": run_id(name, due), "attributes": attributes})
+
+
+def run_id(name: str, due: int) -> str:
+    """``monthly@2026-12-01T08:00:00Z``."""
+    return f"{name}@{moment(due)}"
+
+
+def moment(due: int) -> str:
+    """A due time as people write it: without milliseconds where it has none."""
+    return timestamp(due).replace(".000Z", "Z")
+
+
+# ---------------------------------------------------------------- reading what is put
+
+_FIELDS: Final = ("cron", "timezone", "every", "command", "overlap", "start", "end")
+_COMMAND_FIELDS: Final = ("type", "definition", "payload", "attributes", "timeout", "version", "priority")
+
+
+def read(name: str, content: Any) -> Spec:
+    """The Spec in ``content``; raises InvalidPayload with all faults, each with its path.
+
+    Whether the command itself would be taken is the registry's to say (`front.schedules`).
+    """
+    spec, faults = check(name, content)
+    if spec is None:
+        raise InvalidPayload.all(faults)
+    return spec
+
+
+def check(name: str, content: Any) -> tuple[Spec | None, list[tuple[str, str]]]:
+    """The Spec, or None and all that is wrong."""
+    reader = _Reader()
+    spec = reader.spec(name, content)
+    return (None if reader.faults else spec), reader.faults
+
+
+class _Reader:
+    """Reads one schedule; what is at fault is reported, and read as if it were absent."""
+
+    def __init__(self) -> None:
+        self.faults: list[tuple[str, str]] = []
+
+    def report(self, path: str, fault: str) -> None:
+        self.faults.append((path, fault))
+
+    def spec(self, name: str, content: Any) -> Spec | None:
+        self.name(name)
+        if not isinstance(content, dict):
+            self.report("$", "a schedule is an object")
+            return None
+        self.fields(content, _FIELDS, "$")
+        cron, every = self.cron(content.get("cron")), self.every(content.get("every"))
+        if (content.get("cron") is None) == (content.get("every") is None):
+            self.report("$", "either cron or every is needed, and not both")
+        start, end = self.time(content, "start"), self.time(content, "end")
+        if start is not None and end is not None and end < start:
+            self.report("$.end", "is before start")
+        return Spec(
+            cron=cron,
+            every_ms=every,
+            zone=self.zone(content.get("timezone", "UTC")),
+            overlap=self.overlap(content.get("overlap", "skip")),
+            start=start,
+            end=end,
+            command=self.command(content.get("command")),
+        )
+
+    def name(self, name: str) -> None:
+        try:
+            command_id(name, "$.name")
+        except InvalidPayload as error:
+            self.faults += [(fault["path"], fault["fault"]) for fault in error.extra["faults"]]
+        else:
+            if len(name) > NAME_LENGTH_MAX:
+                self.report("$.name", f"a schedule's name has at most {NAME_LENGTH_MAX} characters")
+
+    def fields(self, value: dict[str, Any], known: tuple[str, ...], at: str) -> None:
+        for field in value:
+            if field not in known:
+                hint = did_you_mean(field, known) or f" (known: {', '.join(known)})"
+                self.report(f"{at}.{field[:100]}", f"unknown field{hint}")
+
+    def cron(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        rule = "five fields (minute, hour, day of month, month, day of week), or six with the second first"
+        if not isinstance(value, str) or len(value) > CRON_LENGTH_MAX:
+            self.report("$.cron", f"{rule}, in a string of at most {CRON_LENGTH_MAX} characters")
+            return None
+        expression = _MACROS.get(value.strip().lower(), value)
+        try:
+            begins = next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)), None)
+        except (CronSimError, ValueError, IndexError) as error:
+            self.report("$.cron", f"{str(error)[:100].lower()} in {value!r}; it has {rule}, for example 0 9 1 * *")
+            return None
+        if begins is None:
+            self.report("$.cron", f"{value!r} never comes")
+        return expression
+
+    def every(self, value: Any) -> int | None:
+        millis = self.duration(value, "$.every")
+        if millis is not None and millis < EVERY_MIN_MS:
+            self.report("$.every", f"at least {format_duration(EVERY_MIN_MS)}, not {value}")
+        return millis
+
+    def duration(self, value: Any, path: str) -> int | None:
+        if value is None:
+            return None
+        try:
+            return parse_duration(value)
+        except (ValueError, TypeError) as error:
+            self.report(path, str(error))
+            return None
+
+    def zone(self, value: Any) -> tzinfo:
+        if value == "UTC":
+            return UTC  # arithmetic with this one is quicker than with the zone of that name
+        try:
+            if isinstance(value, str) and value in _zones():
+                return ZoneInfo(value)
+        except (OSError, ValueError, KeyError):
+            pass
+        rule = "a name of the IANA time zone database, for example Europe/Zurich"
+        hint = did_you_mean(value, _zones()) if isinstance(value, str) else ""
+        self.report("$.timezone", f"{rule}, not {str(value)[:100]!r}{hint}")
+        return UTC
+
+    def overlap(self, value: Any) -> Overlap:
+        if value in tuple(Overlap):
+            return Overlap(value)
+        self.report("$.overlap", f"one of {', '.join(Overlap)}")
+        return Overlap.SKIP
+
+    def time(self, content: dict[str, Any], field: str) -> int | None:
+        value = content.get(field)
+        if value is None:
+            return None
+        try:
+            parsed = datetime.fromisoformat(value)
+            if parsed.tzinfo is None or "T" not in value.upper():
+                raise ValueError
+            millis = round(parsed.timestamp() * 1000)
+        except (TypeError, ValueError, OverflowError):
+            self.report(f"$.{field}", "a time is RFC 3339 with its offset, for example 2026-12-01T08:00:00Z")
+            return None
+        return min(max(0, millis), AT_MAX)
+
+    def command(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.report("$.command", "the command to run: an object with type or definition, and what else it needs")
+            return {}
+        self.fields(value, _COMMAND_FIELDS, "$.command")
+        if (value.get("type") is None) == (value.get("definition") is None):
+            self.report("$.command", "either type or definition is needed, and not both")
+        for field, kind, noun in (("type", str, "a string"), ("definition", dict, "an object")):
+            if value.get(field) is not None and not isinstance(value[field], kind):
+                self.report(f"$.command.{field}", f"is {noun}")
+        for field in ("version", "priority"):
+            if value.get(field) is not None and type(value[field]) is not int:
+                self.report(f"$.command.{field}", "is a whole number")
+        self.duration(value.get("timeout"), "$.command.timeout")
+        self.attributes(value.get("attributes"))
+        return {field: each for field, each in value.items() if each is not None or field == "payload"}
+
+    def attributes(self, value: Any) -> None:
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            self.report("$.command.attributes", "is an object")
+            return
+        for name, each in value.items():
+            if not isinstance(each, (str, int, float, bool)):
+                self.report(f"$.command.attributes.{name[:100]}", "is a string, a number, true or false")
+
+
+@lru_cache(1)
+def _zones() -> frozenset[str]:
+    """The names of the database: those that every instance knows, whatever its system calls a time zone beside them."""
+    return frozenset((files("tzdata") / "zones").read_text().split())
+
+
+# ---------------------------------------------------------------- what is to be done
+
+
+class Wait(Struct, frozen=True):
+    """Nothing before ``until`` (ms; None: nothing at all), unless something happens."""
+
+    until: int | None
+
+
+class Note(Struct, frozen=True):
+    """A Schedule record with this ``action`` (``queued``, ``skipped``) is to be appended."""
+
+    action: str
+    due: int
+    reason: str = ""
+
+
+class Start(Struct, frozen=True):
+    """The run that was due at ``due`` is to be submitted."""
+
+    due: int
+
+
+class Ask(Struct, frozen=True):
+    """Whether the last run, ``command``, has ended is to be found out."""
+
+    command: str
+
+
+class Cancel(Struct, frozen=True):
+    """The last run, ``command``, is to be cancelled: the next one replaces it."""
+
+    command: str
+
+
+Step = Wait | Note | Start | Ask | Cancel
+
+
+class Series:
+    """One schedule, as its records have made it.
+
+    Of all its records a few say everything: the newest of each action, what is queued, and the one with the latest due
+    time (``_mark``).  They are what a snapshot keeps, and in whatever order they are folded, after the put, they make
+    the same state.
+    """
+
+    __slots__ = ("_kept", "_mark", "_queued", "broken", "name", "spec")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.spec: Spec | None = None
+        self.broken = ""  # why there is none: this version, or this machine, cannot read what was put
+        self._kept: dict[str, tuple[int, Schedule]] = {}
+        self._mark: tuple[int, Schedule] | None = None
+        self._queued: dict[int, tuple[int, Schedule]] = {}
+
+    # ------------------------------------------------------------ the fold
+
+    def apply(self, offset: int, record: Schedule) -> None:
+        """Folds one record; never raises, whatever it holds."""
+        action, due = record.action, record.due
+        kept = self._kept.get(action)
+        if kept is not None and kept[0] > offset:
+            return
+        if action != "queued":
+            self._kept[action] = offset, record
+        if action == "put":
+            self._read(record)
+        elif action in ("queued", "fired", "skipped"):
+            self._queued.pop(due, None)
+            if action == "queued":
+                self._queued[due] = offset, record
+            if self._mark is None or due >= self._mark[1].due:
+                self._mark = offset, record
+
+    def _read(self, record: Schedule) -> None:
+        try:
+            self.spec, self.broken = read(self.name, unraw(record.content)), ""
+        except Exception as error:  # another version let it in, or the time zone has no name here
+            self.spec, self.broken = None, str(error) or repr(error)
+
+    def pieces(self) -> list[tuple[int, Schedule]]:
+        """The records that make this state: the put first, for nothing counts before it."""
+        rest = dict(each for name, each in self._kept.items() if name != "put")
+        rest.update(self._queued.values())
+        if self._mark is not None:
+            rest[self._mark[0]] = self._mark[1]
+        return [self._kept["put"], *sorted(rest.items(), key=lambda each: each[0])]
+
+    # ------------------------------------------------------------ as it is
+
+    @property
+    def content(self) -> Any:
+        """What was put."""
+        return unraw(self._kept["put"][1].content)
+
+    @property
+    def paused(self) -> bool:
+        return self._offset("pause") > self._offset("resume")
+
+    @property
+    def asked(self) -> Schedule:
+        """What an operator asked last: put, pause or resume."""
+        return max((self._kept[each] for each in ("put", "pause", "resume") if each in self._kept), key=_offset_of)[1]
+
+    @property
+    def last(self) -> Schedule | None:
+        """The last run that was fired."""
+        return self._kept["fired"][1] if "fired" in self._kept else None
+
+    @property
+    def skipped(self) -> Schedule | None:
+        """The last due time that was skipped."""
+        return self._kept["skipped"][1] if "skipped" in self._kept else None
+
+    @property
+    def queued(self) -> list[int]:
+        """Due times that are to be run, and are not yet, the earliest first."""
+        return sorted(self._queued)
+
+    @property
+    def handled(self) -> int:
+        """Due times up to this one have been dealt with, or were never this schedule's."""
+        resumed = self._kept.get("resume")
+        return max(
+            self._put_at, 0 if resumed is None else resumed[1].at, 0 if self._mark is None else self._mark[1].due
+        )
+
+    def next(self, now: int) -> int | None:
+        """The next due time; None while it is paused, and when there is none any more."""
+        if self.spec is None or self.paused:
+            return None
+        return self.spec.after(max(now, self.handled), self._put_at)
+
+    @property
+    def _put_at(self) -> int:
+        return self._kept["put"][1].at
+
+    def _offset(self, action: str) -> int:
+        return self._kept[action][0] if action in self._kept else -1
+
+    # ------------------------------------------------------------ what follows
+
+    def step(self, now: int, since: int, going: bool | None) -> Step:
+        """What is to be done next; to be asked again when that is done, and when anything has changed.
+
+        ``since`` is when this instance began to act for the partition: what was due until then, nobody saw.  ``going``
+        tells whether the last run has not ended yet; None: not known, as it is not after a takeover.
+        """
+        if self.spec is None or self.paused:
+            return Wait(None)
+        going = going if self.last is not None else False
+        come = self._come(now, since)
+        if come is not None:
+            return self._dealt_with(*come, going)
+        queued = self.queued
+        if not queued:
+            return Wait(self.spec.after(self.handled, self._put_at))
+        replaces = self.spec.overlap is Overlap.REPLACE
+        if replaces and len(queued) > 1:
+            return Note("skipped", queued[0], f"the run due at {moment(queued[1])} replaced it before it began")
+        if going is False:
+            return Start(queued[0])
+        assert self.last is not None
+        if going is None:
+            return Ask(self.last.command)
+        if replaces:
+            return Cancel(self.last.command)
+        return Wait(self.spec.after(self.handled, self._put_at))
+
+    def _come(self, now: int, since: int) -> tuple[int, str] | None:
+        """The due time to be dealt with now, and what is to be said of it."""
+        assert self.spec is not None
+        put_at, handled = self._put_at, self.handled
+        first = self.spec.after(handled, put_at)
+        if first is None or first > now:
+            return None
+        unseen = now if first < now - STALLED_MS else min(since, now)
+        if first > unseen:
+            return first, ""
+        latest = self.spec.latest(handled, unseen, put_at)
+        assert latest is not None
+        return latest, _late(self._missed(handled, latest))
+
+    def _missed(self, after: int, upto: int) -> int:
+        """How many due times lie between; counted up to a bound."""
+        assert self.spec is not None
+        count, due = 0, self.spec.after(after, self._put_at)
+        while due is not None and due < upto and count <= MISSED_TOLD_MAX:
+            count, due = count + 1, self.spec.after(due, self._put_at)
+        return count
+
+    def _dealt_with(self, due: int, late: str, going: bool | None) -> Step:
+        assert self.spec is not None
+        queued = self.queued
+        match self.spec.overlap:
+            case Overlap.SKIP:
+                if queued:
+                    return Note("skipped", due, f"the run due at {moment(queued[0])} has not begun yet")
+                if going:
+                    assert self.last is not None
+                    return Note("skipped", due, f"the last run, {self.last.command}, is still going")
+                if going is None:
+                    assert self.last is not None
+                    return Ask(self.last.command)
+            case Overlap.QUEUE:
+                if len(queued) >= QUEUE_MAX:
+                    return Note("skipped", due, f"{len(queued)} due times wait already")
+            case Overlap.REPLACE:
+                pass
+        return Note("queued", due, late)
+
+
+def _offset_of(kept: tuple[int, Schedule]) -> int:
+    return kept[0]
+
+
+def _late(missed: int) -> str:
+    if not missed:
+        return "late: nobody acted for the schedule when it was due"
+    count = str(missed) if missed <= MISSED_TOLD_MAX else f"more than {MISSED_TOLD_MAX}"
+    return f"catching up: nobody acted for the schedule, and {count} due times before this one are not run"
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def _nobody(partition: int, record: Schedule | None) -> None:
+    """Nobody listens: on replay, and where records are only looked at."""
+
+
+class Schedules:
+    """All schedules of one engine, by partition and name.
+
+    ``changed`` is told of each record that was folded, and with None when a partition is opened or dropped.
+    """
+
+    def __init__(self) -> None:
+        self.changed: Callable[[int, Schedule | None], None] = _nobody
+        self._series: dict[int, dict[str, Series]] = {}
+
+    def apply(self, partition: int, offset: int, record: Schedule) -> None:
+        """Folds a durable record; those of a schedule that is not there (any more) change nothing."""
+        known = self._series.setdefault(partition, {})
+        if record.action == "delete":
+            known.pop(record.name, None)
+        else:
+            series = known.get(record.name)
+            if series is None and record.action == "put":
+                series = known[record.name] = Series(record.name)
+            if series is not None:
+                series.apply(offset, record)
+        self.changed(partition, record)
+
+    def opened(self, partition: int) -> None:
+        """The partition is acted for from now on."""
+        self.changed(partition, None)
+
+    def drop(self, partition: int) -> None:
+        """The partition is not owned any more."""
+        self._series.pop(partition, None)
+        self.changed(partition, None)
+
+    def get(self, partition: int, name: str) -> Series | None:
+        return self._series.get(partition, {}).get(name)
+
+    def of(self, partition: int) -> Iterable[Series]:
+        """Those of a partition; they may change while whoever asked goes through them."""
+        return list(self._series.get(partition, {}).values())
+
+    def pieces(self, partition: int) -> Iterator[tuple[int, Schedule]]:
+        """What a snapshot of the partition must hold of them, in the order in which it is put back."""
+        for series in self.of(partition):
+            yield from series.pieces()
