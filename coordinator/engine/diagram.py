@@ -1,19 +1,20 @@
 """Draws commands for people, as Mermaid flowcharts.
 
 A definition is drawn as it was written: an arrow for each ``after``, ``when`` on the step's own line, the undo dotted
-beside its step. The same picture with each step's state in colour shows a command that runs it.  Code has no plan to
-draw, so its command is drawn as the sequence of steps that it has taken so far.
+beside its step; each kind of step has its shape, a block is a frame around its steps, and a condition that leads two
+ways is a rhombus.  The same picture with each step's state in colour shows a command that runs it.  Code has no plan
+to draw, so its command is drawn as the sequence of steps that it has taken so far.
 
 Everything an author chose is escaped to Mermaid's entity codes, since a diagram is often rendered in a web page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from coordinator.model.command import CommandView, StepState, StepView
-from coordinator.model.definition import Definition, RequestSource, Step
+from coordinator.model.definition import Definition, Guard, Joint, RequestSource, SavepointRule, Step
 
 LABEL_MAX: Final = 80
 
@@ -30,21 +31,20 @@ COLOURS: Final[Mapping[StepState, str]] = {
     StepState.DEAD_LETTER: "fill:#7f1d1d,stroke:#450a0a,color:#ffffff",
 }
 
+_UNANSWERED: Final = frozenset({StepState.WAITING, StepState.SKIPPED})
+
+_BOX: Final = ('["', '"]')
+_DECISION: Final = ('{{"', '"}}')
+_DATA: Final = ('[/"', '"/]')
+_SLEEP: Final = ('(["', '"])')
+_CONDITION: Final = ('{"', '"}')
+
 
 def of_definition(definition: Definition, steps: Sequence[StepView] = ()) -> str:
     """A definition's flowchart; ``steps`` colour it with the states of a command that runs it."""
-    states = {view.name: view for view in steps}
-    nodes = {step.name: f"s{index}" for index, step in enumerate(definition.steps)}
-    lines = ["flowchart TD"]
-    lines += [f'  {nodes[step.name]}["{_label(step, states.get(step.name))}"]' for step in definition.steps]
-    for step in definition.steps:
-        arrow = "-->|when|" if step.when is not None else "-->"
-        lines += [f"  {nodes[before]} {arrow} {nodes[step.name]}" for before in step.after]
-    for step in definition.steps:
-        if step.undo is not None:
-            node = nodes[step.name]
-            lines.append(f'  {node} -.-|undo| {node}u(["{_target(step.undo)}"])')
-    return _finished(lines, [(nodes[view.name], view.state) for view in steps if view.name in nodes])
+    picture = _Picture(definition, steps)
+    lines = ["flowchart TD", *picture.nodes(), *picture.arrows(), *picture.undos()]
+    return _finished(lines, picture.states())
 
 
 def of_steps(steps: Sequence[StepView]) -> str:
@@ -53,7 +53,8 @@ def of_steps(steps: Sequence[StepView]) -> str:
     if not steps:
         lines.append('  none["no step yet"]')
     for index, view in enumerate(steps):
-        label = "<br/>".join([f"<b>{_escaped(view.name)}</b>", _escaped(view.service), _progress(view)])
+        service = [_escaped(view.service)] if view.service else []
+        label = "<br/>".join([f"<b>{_escaped(view.name)}</b>", *service, _progress(view)])
         lines.append(f'  s{index}["{label}"]')
     lines += [f"  s{index} --> s{index + 1}" for index in range(len(steps) - 1)]
     return _finished(lines, [(f"s{index}", view.state) for index, view in enumerate(steps)])
@@ -64,13 +65,139 @@ def of_command(view: CommandView, definition: Definition | None) -> str:
     return of_steps(view.steps) if definition is None else of_definition(definition, view.steps)
 
 
+class _Picture:
+    """One definition's.  A step that has run again (``charge#2``) is shown in its newest round; one that only listens
+    on, after it has been given its datum, in the one before."""
+
+    def __init__(self, definition: Definition, views: Sequence[StepView]) -> None:
+        self.definition = definition
+        self.joints = {joint.name: joint for joint in definition.joints}
+        self.steps = {step.name: step for step in definition.steps}
+        self.views: dict[str, StepView] = {}
+        for view in views:
+            step = self.steps.get(_first_name(view.name))
+            if step is not None and not (step.optional and step.name in self.views and view.state in _UNANSWERED):
+                self.views[step.name] = view
+        self.ids = {name: f"s{index}" for index, name in enumerate(self.steps)}
+        self.ids |= {name: f"c{index}" for index, name in enumerate(self.joints)}
+
+    def nodes(self, block: str = "", depth: int = 1) -> Iterator[str]:
+        """The nodes of a block (nothing: of none), and the frames of the blocks in it."""
+        indent = "  " * depth
+        for name, step in self.steps.items():
+            if step.block == block:
+                opening, closing = _shape(step)
+                yield f"{indent}{self.ids[name]}{opening}{_label(step, self.views.get(name))}{closing}"
+        for name, joint in self.joints.items():
+            if joint.block == block and joint.when is not None:
+                opening, closing = _CONDITION
+                yield f"{indent}{self.ids[name]}{opening}{_escaped(joint.when)}{closing}"
+        for index, (name, around) in enumerate(self.definition.blocks.items()):
+            if around == block:
+                joint = self.joints[name]
+                label = "<br/>".join([_escaped(name), *_saved(joint.savepoint)])
+                yield f'{indent}subgraph b{index}["{label}"]'
+                yield from self.nodes(name, depth + 1)
+                yield f"{indent}end"
+
+    def arrows(self) -> Iterator[str]:
+        """Joints that decide nothing are not drawn: what they wait for leads on to who waits for them."""
+        for step in self.steps.values():
+            yield from self._into(step, "when" if step.when is not None else "")
+        for joint in self.joints.values():
+            if joint.when is not None:
+                yield from self._into(joint, "")
+
+    def _into(self, place: Step | Joint, label: str) -> Iterator[str]:
+        drawn: dict[str, None] = {}
+        for before, said, dotted in self._before(place):
+            words = " ".join(dict.fromkeys(word for word in (said, label) if word))
+            arrow = "-.->" if dotted else "-->"
+            shown = f"{arrow}|{words}|" if words else arrow
+            drawn[f"  {self.ids[before]} {shown} {self.ids[place.name]}"] = None
+        yield from drawn
+
+    def _before(self, place: Step | Joint) -> Iterator[tuple[str, str, bool]]:
+        """What leads to the place, through joints that are not drawn: (name, what the arrow says, dotted)."""
+        for name in place.after:
+            joint = self.joints.get(name)
+            said = "any" if place.join == "any" else ""
+            if joint is None:
+                optional = self.steps[name].optional
+                yield name, "if there" if optional else said, optional
+            elif joint.when is not None:
+                guard = place.guard
+                yield name, "" if guard is None or guard.entry != name else "yes" if guard.value else "no", False
+            else:
+                yield from ((before, said or word, dotted) for before, word, dotted in self._through(joint))
+
+    def _through(self, joint: Joint) -> Iterator[tuple[str, str, bool]]:
+        yield from self._before(joint)
+        entry = self.joints.get(f"{joint.name}/in")
+        if not joint.entry and entry is not None and entry.when is not None and not self._has_else(entry):
+            yield entry.name, "no", False
+
+    def _has_else(self, entry: Joint) -> bool:
+        places: list[Step | Joint] = [*self.steps.values(), *self.joints.values()]
+        return any(place.guard == Guard(entry.name, False) for place in places)
+
+    def undos(self) -> Iterator[str]:
+        for name, step in self.steps.items():
+            if step.undo is not None:
+                node = self.ids[name]
+                yield f'  {node} -.-|undo| {node}u(["{_target(step.undo)}"])'
+
+    def states(self) -> list[tuple[str, StepState]]:
+        return [(self.ids[name], view.state) for name, view in self.views.items()]
+
+
+def _first_name(name: str) -> str:
+    """``charge`` of ``charge#2``, which is its second round."""
+    return name.partition("#")[0]
+
+
+def _shape(step: Step) -> tuple[str, str]:
+    if step.decision is not None:
+        return _DECISION
+    if step.data is not None:
+        return _DATA
+    return _BOX if step.request is not None else _SLEEP
+
+
 def _label(step: Step, view: StepView | None) -> str:
-    lines = [f"<b>{_escaped(step.name)}</b>", _target(step.request)]
+    lines = [f"<b>{_escaped(step.name)}</b>", *_does(step)]
     if step.when is not None:
         lines.append(f"when {_escaped(step.when)}")
+    if step.deadline is not None:
+        lines.append(f"deadline {_escaped(step.deadline)}")
+    lines += _saved(step.savepoint)
     if view is not None:
         lines.append(_progress(view))
     return "<br/>".join(lines)
+
+
+def _does(step: Step) -> Iterator[str]:
+    if step.request is not None:
+        yield _target(step.request)
+    elif step.decision is not None:
+        rule = step.decision
+        yield _escaped("decision" + (f" by {', '.join(rule.roles)}" if rule.roles else ""))
+        if rule.timeout is not None:
+            yield _escaped(f"{rule.on_timeout} after {rule.timeout}")
+    elif step.data is not None:
+        data = step.data
+        late = "reopens" if data.reopens else "reruns" if data.reruns else "optional" if data.optional else ""
+        yield _escaped(f"data {data.name}" + (f", {late}" if late else ""))
+        if data.timeout is not None:
+            yield _escaped(f"{data.on_timeout} after {data.timeout}")
+    else:
+        yield _escaped(f"sleep {step.sleep}")
+
+
+def _saved(rule: SavepointRule | None) -> Iterator[str]:
+    if rule is not None:
+        then = f"retry {rule.attempts}, then {rule.exhausted}" if rule.then == "retry" else rule.then
+        yield _escaped(f"savepoint, then {then}")
 
 
 def _target(request: RequestSource) -> str:
@@ -78,7 +205,9 @@ def _target(request: RequestSource) -> str:
 
 
 def _progress(view: StepView) -> str:
-    return _escaped(view.state if view.attempts < 2 else f"{view.state}, {view.attempts} calls")
+    again = view.name.partition("#")[2]
+    words = [str(view.state), *([f"round {again}"] if again else [])]
+    return _escaped(", ".join(words if view.attempts < 2 else [*words, f"{view.attempts} calls"]))
 
 
 def _finished(lines: list[str], states: list[tuple[str, StepState]]) -> str:

@@ -1,8 +1,8 @@
 """Evaluates the expressions of definitions: CEL, with errors that have one meaning and work that has a bound.
 
-``when`` and ``${…}`` hold expressions over ``payload``, ``steps`` and ``command``.  `syntax` cuts each into look-ups,
-tests and loops, evaluated here, and operators and functions, evaluated by the CEL library.  docs/definitions.md is
-the reference; the rules that this module keeps are:
+``when`` and ``${…}`` hold expressions over ``payload``, ``steps``, ``command`` and ``callback``.  `syntax` cuts each
+into look-ups, tests and loops, evaluated here, and operators and functions, evaluated by the CEL library.
+docs/definitions.md is the reference; the rules that this module keeps are:
 
 - **A missing field or a wrong type is an error**, wherever it decides the value.  It fails the step (code
   ``expression``); ``has()`` asks first.  ``||`` and ``&&`` forgive it where the other side decides, as CEL has it.
@@ -32,7 +32,7 @@ from coordinator.engine.syntax import Fault, Fragment, Macro, Path, Test
 LENGTH_MAX: Final = 2_000
 WORK_MAX: Final = 50_000
 DEPTH_MAX: Final = 100  # of values that go to CEL, which converts them by native recursion
-ROOTS: Final = frozenset({"command", "payload", "steps"})
+ROOTS: Final = frozenset({"callback", "command", "payload", "steps"})
 COMMAND_FIELDS: Final = ("attributes", "id", "type")
 
 Scope = Mapping[str, Any]  # the value of each root, and of the variables of loops around

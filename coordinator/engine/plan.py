@@ -1,14 +1,17 @@
 """A definition made ready to run: its templates compiled, and what they refer to checked.
 
-An expression may use ``payload``, ``command`` (id, type, attributes) and the outcomes of steps that have certainly
-ended when it is evaluated: those that its step comes after, for an undo also the step's own, for the result all.
-Everything else is refused when the definition is registered and not when it runs, because then it is half way
-through.
+An expression may use ``payload``, ``command`` (id, type, attributes) and the outcomes of steps that have ended when it
+is evaluated: those that its step comes after, for an undo also the step's own, for the result all.  What a step sends
+may also hold ``callback.NAME``, an address at which that datum is taken.  Everything else is refused when the
+definition is registered and not when it runs, because then it is half way through.
+
+A step that comes after another may find its outcome null: it was skipped, was not the first of a join, or is optional
+data that has not come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -19,9 +22,20 @@ from coordinator.engine import syntax
 from coordinator.engine.expressions import COMMAND_FIELDS, Expression, Scope, compile_expression
 from coordinator.engine.templates import Template, path_template, text_template, value_template
 from coordinator.errors import InvalidPayload
-from coordinator.model import definition as source
 from coordinator.model.call import Request
-from coordinator.model.definition import Definition, RequestSource, Services, did_you_mean
+from coordinator.model.definition import (
+    DataRule,
+    DecisionRule,
+    Definition,
+    Guard,
+    Join,
+    Joint,
+    Losers,
+    RequestSource,
+    SavepointRule,
+    Step,
+)
+from coordinator.model.reading import Services, did_you_mean, parse
 
 FAULTS_MAX = 100
 
@@ -50,25 +64,70 @@ class RequestPlan(Struct, frozen=True, kw_only=True):
             answers=source.answers,
         )
 
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (self.path, self.body, *(value for _, value in self.headers))
 
-class StepPlan(Struct, frozen=True, kw_only=True):
-    """One step, ready to run."""
+
+class DecisionPlan(Struct, frozen=True):
+    """What a person is asked, its input ready to be made."""
+
+    rule: DecisionRule
+    input: Template
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """What steps and joints have in common: when they run, and if they do.
+
+    ``after`` are waited for, ``optional`` are optional data that it comes after; ``renewed`` are those of them whose
+    arrival runs it again.  ``reruns``: it comes after such data, however far behind.  ``uses`` are the steps whose
+    outcomes its expressions name, its own not among them.
+    """
 
     name: str
-    service: str
     after: tuple[str, ...]
+    optional: tuple[str, ...]
+    renewed: tuple[str, ...]
+    reruns: bool
+    join: Join
+    losers: Losers
+    guard: Guard | None
     when: Expression | None
-    request: RequestPlan
+    savepoint: SavepointRule | None
+    uses: tuple[str, ...]
+
+
+class StepPlan(Place, frozen=True, kw_only=True):
+    """One step, ready to run: what it does is one of ``request``, ``decision``, ``data`` and ``sleep``.
+
+    ``callbacks`` are those it sends, by the name that its templates use, to the name of the datum.
+    """
+
+    service: str
+    request: RequestPlan | None
+    decision: DecisionPlan | None
+    data: DataRule | None
+    sleep: str | None
     undo: RequestPlan | None
     timeout: str | None
     give_up_after: str | None
+    deadline: str | None
+    callbacks: Mapping[str, str]
+
+
+class JointPlan(Place, frozen=True, kw_only=True):
+    """One joint; ``entry`` and ``members`` as in `model.definition.Joint`."""
+
+    entry: bool
+    members: tuple[str, ...]
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """A definition, ready to run; `interpreter.run` runs it."""
+    """A definition, ready to run; `interpreter.definition_type` runs it."""
 
     definition: Definition
     steps: tuple[StepPlan, ...]
+    joints: tuple[JointPlan, ...]
     result: Template
     linear: bool
     services: frozenset[str]
@@ -77,10 +136,10 @@ class Plan(Struct, frozen=True, kw_only=True):
 def compile_definition(content: Any, *, services: Services) -> Plan:
     """Checks and compiles a definition; raises InvalidPayload with all faults, each with its path.
 
-    ``services`` as in `model.definition.parse`.
+    ``services`` as in `model.reading.parse`.
     """
     faults: list[tuple[str, str]] = []
-    definition = source.parse(content, services, lambda path, fault: faults.append((path, fault)))
+    definition = parse(content, services, lambda path, fault: faults.append((path, fault)))
     plan = None if definition is None else _Compiler(definition, faults).plan()
     if faults or plan is None:
         raise InvalidPayload.all(sorted(set(faults), key=faults.index)[:FAULTS_MAX])
@@ -92,7 +151,11 @@ class _Compiler:
 
     def __init__(self, definition: Definition, faults: list[tuple[str, str]]) -> None:
         self.definition = definition
+        self.places: dict[str, Step | Joint] = {place.name: place for place in definition.joints + definition.steps}
         self.names = frozenset(step.name for step in definition.steps)
+        self.data = definition.data
+        self.callbacks = {name: rule.name for name, rule in self.data.items()}
+        self.callbacks |= {rule.name: rule.name for rule in self.data.values()}
         self.faults = faults
 
     def report(self, path: str, fault: str) -> None:
@@ -105,35 +168,94 @@ class _Compiler:
         return Plan(
             definition=definition,
             steps=tuple(self.step(step) for step in definition.steps),
+            joints=tuple(self.joint(joint) for joint in definition.joints),
             result=result,
             linear=definition.linear,
             services=definition.services,
         )
 
-    def step(self, step: source.Step) -> StepPlan:
-        before = step.ancestors
-        when = None if step.when is None else self.condition(step.when, f"{step.at}.when")
-        if when is not None:
-            self.check([when], before, step.name)
+    # ------------------------------------------------------------ places
+
+    def step(self, step: Step) -> StepPlan:
+        before, name = step.ancestors, step.name
+        when = self.condition(step)
+        request = None if step.request is None else self.request(step.request, before, name, sends=True)
+        undo = None if step.undo is None else self.request(step.undo, before | {name}, name)
+        decision = None if step.decision is None else self.decision(step, step.decision)
+        sent = request.templates if request is not None else () if decision is None else (decision.input,)
+        undone = () if undo is None else undo.templates
+        inputs = [path for template in (*sent, *undone) for each in template.expressions for path in each.inputs]
         return StepPlan(
-            name=step.name,
+            **self.order(step, when, inputs),
             service=step.service,
-            after=step.after,
-            when=when,
-            request=self.request(step.request, before, step.name),
-            undo=None if step.undo is None else self.request(step.undo, before | {step.name}, step.name),
-            timeout=step.request.timeout,
+            request=request,
+            decision=decision,
+            data=step.data,
+            sleep=step.sleep,
+            undo=undo,
+            timeout=None if step.request is None else step.request.timeout,
             give_up_after=step.give_up_after,
+            deadline=step.deadline,
+            callbacks={
+                str(path.keys[0]): self.callbacks[str(path.keys[0])]
+                for path in inputs
+                if path.root == "callback" and path.keys and path.keys[0] in self.callbacks
+            },
         )
 
-    def condition(self, text: str, at: str) -> Expression | None:
+    def joint(self, joint: Joint) -> JointPlan:
+        return JointPlan(**self.order(joint, self.condition(joint), []), entry=joint.entry, members=joint.members)
+
+    def order(self, place: Step | Joint, when: Expression | None, inputs: list[syntax.Path]) -> dict[str, Any]:
+        """The fields of a Place.
+
+        Nobody waits for optional data: what comes after it waits for what the data itself comes after.
+        """
+        after: dict[str, None] = {}
+        optional: dict[str, None] = {}
+        waiting = list(reversed(place.after))
+        while waiting:
+            name = waiting.pop()
+            before = self.places.get(name)
+            if isinstance(before, Step) and before.optional:
+                if name not in optional:
+                    optional[name] = None
+                    waiting += reversed(before.after)
+            else:
+                after[name] = None
+        renewing = {name for name, rule in self.data.items() if rule.reruns}
+        paths = [*inputs, *(() if when is None else when.inputs)]
+        used = {str(path.keys[0]): None for path in paths if path.root == "steps" and path.keys}
+        return {
+            "name": place.name,
+            "after": tuple(after),
+            "optional": tuple(optional),
+            "renewed": tuple(name for name in optional if name in renewing),
+            "reruns": not renewing.isdisjoint(place.ancestors),
+            "join": place.join,
+            "losers": place.losers,
+            "guard": place.guard,
+            "when": when,
+            "savepoint": place.savepoint,
+            "uses": tuple(name for name in used if name != place.name),
+        }
+
+    def condition(self, place: Step | Joint) -> Expression | None:
+        if place.when is None:
+            return None
+        at = f"{place.at}.when"
         try:
-            return compile_expression(text, at)
+            when = compile_expression(place.when, at)
         except syntax.Fault as fault:
             self.report(at, f"bad expression: {fault}")
             return None
+        self.check([when], place.ancestors, place.name.partition("/")[0])
+        return when
 
-    def request(self, request: RequestSource, before: frozenset[str], step: str) -> RequestPlan:
+    # ------------------------------------------------------------ templates
+
+    def request(self, request: RequestSource, before: frozenset[str], step: str, *, sends: bool = False) -> RequestPlan:
+        """``sends``: it is what the step sends, not its undo."""
         at = request.at
         compile_path = path_template if request.path else text_template  # a gRPC request has none
         path = compile_path(request.path, f"{at}.path", self.report)
@@ -141,35 +263,48 @@ class _Compiler:
         headers = tuple(
             (name, text_template(text, f"{at}.headers.{name}", self.report)) for name, text in request.headers.items()
         )
-        for template in (path, body, *(value for _, value in headers)):
-            self.check(template.expressions, before, step)
+        plan = RequestPlan(source=request, path=path, body=body, headers=headers, retry=_retry(request), fixed=None)
+        for template in plan.templates:
+            self.check(template.expressions, before, step, sends=sends)
         for name, value in headers:
             if value.static and not _is_header_text(value.render({})):
                 self.report(f"{at}.headers.{name}", "a header has no line breaks and no control characters")
-        plan = RequestPlan(source=request, path=path, body=body, headers=headers, retry=_retry(request), fixed=None)
-        if path.static and body.static and all(value.static for _, value in headers):
+        if all(template.static for template in plan.templates):
             return replace(plan, fixed=plan.request({}))
         return plan
 
-    def check(self, expressions: Iterable[Expression], before: frozenset[str], step: str | None) -> None:
+    def decision(self, step: Step, rule: DecisionRule) -> DecisionPlan:
+        template = value_template(rule.input, f"{step.at}.decision.input", self.report)
+        self.check(template.expressions, step.ancestors, step.name, sends=True)
+        return DecisionPlan(rule, template)
+
+    # ------------------------------------------------------------ inputs
+
+    def check(
+        self, expressions: Iterable[Expression], before: frozenset[str], step: str | None, *, sends: bool = False
+    ) -> None:
         """That expressions use only what is there when they are evaluated."""
         for expression in expressions:
             for path in expression.inputs:
-                fault = self.fault(path, before, step)
+                fault = self.fault(path, before, step, sends)
                 if fault is not None:
                     shown = f"{expression.source[:100]}"
                     self.report(expression.path, f"in {shown!r} at character {path.start}: {fault}")
 
-    def fault(self, path: syntax.Path, before: frozenset[str], step: str | None) -> str | None:
+    def fault(self, path: syntax.Path, before: frozenset[str], step: str | None, sends: bool) -> str | None:
         if path.root == "payload":
             return None
         if path.root == "command":
             if not path.keys or path.keys[0] in COMMAND_FIELDS:
                 return None
             return f"unknown input {str(path)!r}: command has {', '.join(COMMAND_FIELDS)}"
+        if path.root == "callback":
+            return self.callback_fault(path, before, sends)
         if not path.keys or not isinstance(path.keys[0], str):
             return 'steps is used with the name of a step: steps.charge or steps["charge"]'
         name = path.keys[0]
+        if name in self.definition.blocks:
+            return f'"{name}" is a block and has no outcome of its own: use a step in it'
         if name not in self.names:
             return f'unknown step "{name}"{did_you_mean(name, self.names)}'
         if name in before:
@@ -177,6 +312,20 @@ class _Compiler:
         if name == step:
             return f'the outcome of step "{name}" is not there before it has run (its undo may use it)'
         return f'step "{name}" does not come before "{step}": name it in after'
+
+    def callback_fault(self, path: syntax.Path, before: frozenset[str], sends: bool) -> str | None:
+        if not sends:
+            return "a callback is for what a step sends: its path, body and headers, or a decision's input"
+        if len(path.keys) != 1 or not isinstance(path.keys[0], str):
+            return 'callback is used with the name of data: callback.otp or callback["otp"]'
+        name = path.keys[0]
+        if name not in self.callbacks:
+            hint = did_you_mean(name, self.callbacks) if self.callbacks else ": no step is given data"
+            return f'unknown data "{name}"{hint}'
+        takers = [step for step, rule in self.data.items() if rule.name == self.callbacks[name]]
+        if before.issuperset(takers) and not any(self.data[step].optional for step in takers):
+            return f'step "{takers[-1]}" has been given "{name}" before: nobody would take another one'
+        return None
 
 
 def _retry(request: RequestSource) -> Retry | None:

@@ -20,7 +20,8 @@ from msgspec import Raw, Struct
 from coordinator.engine.interpreter import definition_type
 from coordinator.engine.plan import Plan, compile_definition
 from coordinator.errors import CoordinatorError, DefinitionConflict, InvalidPayload, UnknownDefinition, UnknownType
-from coordinator.model.definition import Definition, did_you_mean
+from coordinator.model.definition import Definition
+from coordinator.model.reading import did_you_mean
 from coordinator.model.records import NIL, Submitted, unraw
 from coordinator.saga import App, CommandType, Saga
 
