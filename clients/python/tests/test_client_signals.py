@@ -13,21 +13,13 @@ from coordinator_client import (
     InvalidPayload,
     PendingDecision,
     RetryPolicy,
-    Schedule,
+    ScheduledRun,
     UnknownSchedule,
     WaitTimeout,
 )
 
 QUICK = RetryPolicy(first_s=0.001, max_s=0.01)
-APPROVED = {
-    "kind": "Signal",
-    "position": "0:4",
-    "name": "approve",
-    "channel": "decision",
-    "value": {"approve": True, "comment": "fine"},
-    "by": "ann",
-}
-REJECTED = APPROVED | {"position": "0:5", "value": {"approve": False}, "by": "bob"}
+APPROVED = {"approve": True, "by": "ann", "at": "2026-01-02T03:04:05.006Z"}
 
 
 def refused(seq: int, code: str, retryable: bool = False, **extra: Any) -> list[Any]:
@@ -150,7 +142,7 @@ async def test_a_decision_says_who_decides_and_as_what(tcp: Any, view: dict[str,
 
 async def test_a_decision_that_is_refused_is_not_looked_up(tcp: Any) -> None:
     """Who was told so is the second to decide, even where the first said the same; who may is in the error."""
-    tcp.play(Answers(no("illegal_state"), no("forbidden", roles=["manager"])))
+    tcp.play(Answers(no("illegal_state", decided=APPROVED), no("forbidden", roles=["manager"])))
     async with AsyncClient(tcp.url) as client:
         with pytest.raises(IllegalState):
             await client.decide("c-1", "approve", approve=True, by="ann")
@@ -160,25 +152,24 @@ async def test_a_decision_that_is_refused_is_not_looked_up(tcp: Any) -> None:
 
 
 async def test_a_decision_refused_as_made_already_may_be_our_own(tcp: Any, view: dict[str, Any]) -> None:
-    """After a lost answer the history tells: the first decision that stands there is the same, so it is ours."""
-    server = Answers(no("illegal_state"), [{"kind": "Submitted"}, APPROVED, REJECTED], view)
+    """After a lost answer: what was decided is the same, by the same person, so it is what was asked for."""
+    server = Answers(no("illegal_state", decided=APPROVED), view)
     tcp.play(Lost(), server)
     async with AsyncClient(tcp.url, retry=QUICK) as client:
         assert (await client.decide("c-1", "approve", approve=True, by="ann")).ok
-    assert [request[2] for request in server.seen] == ["decide", "history", "get"]
+    assert [request[2] for request in server.seen] == ["decide", "get"]
 
 
 @pytest.mark.parametrize(
-    "history",
-    [[REJECTED, APPROVED], [APPROVED | {"by": "bob"}], [APPROVED | {"name": "approve#2"}], []],
-    ids=["another first", "another person", "another decision", "none: time decided"],
+    "decided", [APPROVED | {"approve": False}, APPROVED | {"by": "bob"}, None], ids=["otherwise", "by another", "not"]
 )
-async def test_a_decision_that_somebody_else_made_first_is_refused(tcp: Any, history: list[Any]) -> None:
+async def test_a_decision_that_somebody_else_made_first_is_refused(tcp: Any, decided: dict[str, Any] | None) -> None:
     """Whatever became of the lost answer, this decision is not the one that counts."""
-    tcp.play(Lost(), Answers(no("illegal_state"), history))
+    tcp.play(Lost(), Answers(no("illegal_state", **({"decided": decided} if decided else {}))))
     async with AsyncClient(tcp.url, retry=QUICK) as client:
-        with pytest.raises(IllegalState):
+        with pytest.raises(IllegalState) as caught:
             await client.decide("c-1", "approve", approve=True, by="ann")
+    assert caught.value.command_id == "c-1"
 
 
 async def test_pending_decisions_are_typed(tcp: Any) -> None:
@@ -216,13 +207,15 @@ async def test_an_undo_is_not_taken_for_done_twice(tcp: Any) -> None:
 
 async def test_a_schedule_is_put_shown_paused_and_deleted(tcp: Any) -> None:
     """Each answer is the schedule as it is then; one that is not there cannot be deleted."""
-    shown = {"name": "m", "spec": {"every": "30s"}, "state": "active", "next": "2026-01-02T03:04:05Z", "by": "ann"}
+    last = {"due": "2026-01-02T03:03:35Z", "command": "m@2026-01-02T03:03:35Z", "state": "completed"}
+    shown = {"name": "m", "spec": {"every": "30s"}, "state": "active", "next": "2026-01-02T03:04:05Z", "last": last}
     server = Answers(shown, shown, [shown], shown | {"state": "paused"}, shown, no("unknown_schedule"))
     tcp.play(server)
     async with AsyncClient(tcp.url, retry=QUICK) as client:
         put = await client.put_schedule("m", {"every": "30s"}, by="ann")
         assert put == await client.get_schedule("m") == (await client.schedules())[0]
-        assert put == Schedule(**shown)
+        assert put.last == ScheduledRun(**last)
+        assert (put.name, put.spec, put.next) == ("m", {"every": "30s"}, shown["next"])
         assert (await client.pause_schedule("m", "audit", "ann")).state == "paused"
         assert (await client.resume_schedule("m")).state == "active"
         with pytest.raises(UnknownSchedule):

@@ -40,7 +40,17 @@ from coordinator_client.errors import (
     UnknownType,
     WaitTimeout,
 )
-from coordinator_client.models import Command, Event, Failure, Outcome, PendingDecision, Schedule, Step
+from coordinator_client.models import (
+    Command,
+    Event,
+    Failure,
+    Outcome,
+    PendingDecision,
+    Schedule,
+    ScheduledRun,
+    SkippedRun,
+    Step,
+)
 from coordinator_client.retry import RetryPolicy
 from coordinator_client.sync import Client
 
@@ -76,6 +86,8 @@ __all__ = [
     "RetryPolicy",
     "Retryable",
     "Schedule",
+    "ScheduledRun",
+    "SkippedRun",
     "Starting",
     "Step",
     "Stopping",

@@ -1,9 +1,9 @@
 """The asynchronous client: one call becomes as many attempts as it takes, over the addresses it was given.
 
 What makes that safe is the id: it is made here, before the first attempt, so an attempt whose answer was lost and the
-one after it are the same command to the server, or the same datum.  A decision has no id; whether one that is refused
-the second time was ours, the command's history tells.  What ends a call is patience, never a number of attempts: a
-coordinator that restarts or waits for a broken service is away for seconds, and a caller says best how many are too
+one after it are the same command to the server, or the same datum.  A decision has no id: one that is refused the
+second time comes with what was decided, and may be our own.  What ends a call is patience, never a number of attempts:
+a coordinator that restarts or waits for a broken service is away for seconds, and a caller says best how many are too
 many.
 """
 
@@ -14,7 +14,7 @@ import builtins
 import math
 import os
 import ssl as ssl_module
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -339,10 +339,15 @@ class AsyncClient:
         signal_id = signal_id or new_signal_id()
         params = {"id": id, "name": name, "value": json_value(value, "$.value"), "signal_id": signal_id, "by": by}
 
-        def delivered(history: Records) -> bool:
-            return any(record.get("signal_id") == signal_id for record in history if record["kind"] == "Signal")
+        async def settle(refused: Refused) -> Any:
+            """The command may have ended by what the lost attempt delivered."""
+            if not isinstance(refused, IllegalState) or not any(
+                record.get("signal_id") == signal_id for record in await self.history(id)
+            ):
+                raise refused
+            return await self._request("get", {"id": id, "wait_ms": 0})
 
-        return command_of(await self._request("provide", params, settle=self._recorded(id, delivered)))
+        return command_of(await self._request("provide", params, settle=settle))
 
     async def decide(
         self, id: str, step: str, *, approve: bool, by: str = "", comment: str = "", roles: Collection[str] = ()
@@ -355,24 +360,13 @@ class AsyncClient:
         held = [roles] if isinstance(roles, str) else [*roles]  # a text is a collection of letters, too
         params = {"id": id, "step": step, "approve": approve, "by": by, "comment": comment, "roles": held}
 
-        def decided(history: Records) -> bool:
-            """The first decision counts; one that crossed it in the log may stand behind it."""
-            signals = (record for record in history if record["kind"] == "Signal" and record.get("name") == step)
-            first = next((record for record in signals if record.get("channel") == "decision"), None)
-            return first is not None and (first["value"].get("approve"), first.get("by", "")) == (approve, by)
-
-        return command_of(await self._request("decide", params, settle=self._recorded(id, decided)))
-
-    def _recorded(self, id: str, by_us: Callable[[Records], bool]) -> Settle:
-        """What tells, after a refusal, whether the command's history has what an attempt in doubt asked for."""
-
         async def settle(refused: Refused) -> Any:
-            if isinstance(refused, IllegalState) and by_us(await self.history(id)):
-                return await self._request("get", {"id": id, "wait_ms": 0})
-            refused.command_id = id
-            raise refused
+            made = refused.extra.get("decided") or {}
+            if (made.get("approve"), made.get("by")) != (approve, by):
+                raise refused
+            return await self._request("get", {"id": id, "wait_ms": 0})
 
-        return settle
+        return command_of(await self._request("decide", params, settle=settle))
 
     async def decisions(self) -> builtins.list[PendingDecision]:
         """The decisions that commands wait for, the oldest first."""

@@ -88,6 +88,7 @@ class Calls:
                 raise last from None
             except CoordinatorError as error:
                 if doubted and settle is not None and isinstance(error, Refused):
+                    error.command_id = id
                     return await settle(error)
                 if in_doubt(error):
                     if once:

@@ -140,20 +140,38 @@ class PendingDecision(Struct, frozen=True, kw_only=True):
     attributes: dict[str, Any] = {}
 
 
-class Schedule(Struct, frozen=True, kw_only=True):
-    """A schedule: ``spec`` is what was put, ``next`` when it is due, ``last`` and ``waiting`` tell of its runs.
+class ScheduledRun(Struct, frozen=True, kw_only=True):
+    """A run of a schedule: when it was ``due``, the id of its ``command``, and that one's state where it is known."""
 
-    ``by`` and ``reason`` are those of whoever put, paused or resumed it last.
+    due: str
+    command: str
+    state: str | None = None
+
+
+class SkippedRun(Struct, frozen=True, kw_only=True):
+    """A due time that was passed over, and why."""
+
+    due: str
+    reason: str = ""
+    at: str = ""
+
+
+class Schedule(Struct, frozen=True, kw_only=True):
+    """A schedule: ``spec`` is what was put, ``state`` active, paused or deleted, ``next`` when it is due.
+
+    ``waiting`` says why a run that is due has not begun.  ``by`` and ``reason`` are those of whoever put, paused or
+    resumed it last.
     """
 
     name: str
     spec: dict[str, Any] = {}
     state: str = ""
     next: str | None = None
-    last: Any = None
-    waiting: Any = None
-    by: str | None = None
-    reason: str | None = None
+    last: ScheduledRun | None = None
+    waiting: str | None = None
+    skipped: SkippedRun | None = None
+    by: str = ""
+    reason: str = ""
 
 
 def command_of(view: Any, result_type: type[Any] | None = None) -> Command:
