@@ -30,6 +30,7 @@ from msgspec.structs import fields as struct_fields
 from coordinator.errors import CoordinatorError, InvalidPayload, Malformed
 
 NESTING_MAX: Final = 256
+VALUE_NESTING_MAX: Final = NESTING_MAX - 1  # of a value that stands for itself, as of one that is a field of a request
 INT_MIN: Final = -(1 << 63)
 INT_MAX: Final = (1 << 64) - 1
 FAULTS_MAX: Final = 50  # a hostile document has a million faults; a person reads the first few
@@ -46,30 +47,30 @@ _lenient = msgspec.json.Decoder(float_hook=float)  # reads 1e400 as infinity, so
 _AT = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes, root: str = "$") -> T:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, root: str = "$", levels: int = NESTING_MAX) -> T:
     """The typed value of ``body``.
 
-    Raises Malformed where the bytes are no JSON (or nest deeper than NESTING_MAX), with the path of the value that
+    Raises Malformed where the bytes are no JSON (or nest deeper than ``levels``), with the path of the value that
     broke; InvalidPayload with the path of every fault where they are, but of another shape.  ``root`` begins every
     path: ``$`` for a request's body, ``$.payload`` where the document is a field of something else.
     """
     try:
         value = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(decoder, body, root, error) from None
+        raise _explained(decoder, body, root, error, levels) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(body, error, root) from None
-    _check_limits(body, root)
+        raise _malformed(body, error, root, levels) from None
+    _check_limits(body, root, levels)
     return value
 
 
-def _check_limits(body: bytes, root: str) -> None:
+def _check_limits(body: bytes, root: str, levels: int) -> None:
     """Refuses a well-formed document that nests too deep or holds a whole number beyond 64 bits.
 
     Both questions are first asked of the bytes at memory speed, in a way that may alarm falsely but never misses.
     """
-    if len(body) > NESTING_MAX and body.count(b"[") + body.count(b"{") > NESTING_MAX and _depth(body) > NESTING_MAX:
-        raise _too_deep(body, root)
+    if len(body) > levels and body.count(b"[") + body.count(b"{") > levels and _depth(body) > levels:
+        raise _too_deep(body, root, levels)
     if _NINETEEN_DIGITS not in body.translate(_DIGITS):
         return
     leaves = _walk(msgspec.json.decode(body), root)
@@ -92,9 +93,9 @@ def _depth(body: bytes) -> int:
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 
-def _malformed(body: bytes, error: Exception, root: str) -> Malformed:
+def _malformed(body: bytes, error: Exception, root: str, levels: int) -> Malformed:
     if isinstance(error, RecursionError):
-        return _too_deep(body, root)
+        return _too_deep(body, root, levels)
     at, fault = len(body), str(error)
     if not body.strip():
         at, fault = 0, "the body is empty; a JSON document is expected"
@@ -115,8 +116,8 @@ def _first_not_utf_8(body: bytes) -> int:
     return len(body)
 
 
-def _too_deep(body: bytes, root: str) -> Malformed:
-    return _broken(path_at(body, len(body), root), f"the JSON nests deeper than {NESTING_MAX} levels")
+def _too_deep(body: bytes, root: str, levels: int) -> Malformed:
+    return _broken(path_at(body, len(body), root), f"the JSON nests deeper than {levels} levels")
 
 
 def _broken(path: str, fault: str) -> Malformed:
@@ -169,15 +170,15 @@ def path_at(body: bytes, at: int, root: str = "$") -> str:
 
 
 def _explained(
-    decoder: msgspec.json.Decoder[Any], body: bytes, root: str, error: msgspec.ValidationError
+    decoder: msgspec.json.Decoder[Any], body: bytes, root: str, error: msgspec.ValidationError, levels: int
 ) -> CoordinatorError:
     """Every fault of a document that one fault is known of."""
     try:
         plain = _lenient.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as worse:
-        return _malformed(body, worse, root)
-    if _depth(body) > NESTING_MAX:
-        return _too_deep(body, root)
+        return _malformed(body, worse, root, levels)
+    if _depth(body) > levels:
+        return _too_deep(body, root, levels)
     found = list(islice(_faults(decoder.type, plain, root), FAULTS_MAX))
     return InvalidPayload.all(found or [_located(error, root)])
 

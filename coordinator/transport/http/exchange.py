@@ -18,7 +18,7 @@ from coordinator.errors import InvalidPayload, LimitReached, Malformed, TooLarge
 from coordinator.model.ids import command_id
 from coordinator.transport.http.problem import Headers, HttpError
 from coordinator.transport.http.routing import JSON
-from coordinator.transport.json_input import decode
+from coordinator.transport.json_input import NESTING_MAX, decode
 
 T = TypeVar("T")
 
@@ -113,8 +113,9 @@ class Request:
         """The media type that the body claims, lower case, without parameters; empty where it claims none."""
         return (self.header(b"content-type") or "").partition(";")[0].strip().lower()
 
-    async def read(self, decoder: msgspec.json.Decoder[T], *, empty: T | None = None) -> T:
-        """The body as ``decoder``'s type; ``empty`` is what no body at all means, an error if None.
+    async def read(self, decoder: msgspec.json.Decoder[T], *, empty: T | None = None, levels: int = NESTING_MAX) -> T:
+        """The body as ``decoder``'s type; ``empty`` is what no body at all means, an error if None; it nests at most
+        ``levels`` deep.
 
         It is read as JSON whatever its content type says: nothing else is taken here, and what ``curl -d`` claims to
         send is a form.  Raises TooLarge (before reading on), HttpError (415: compressed), Malformed, InvalidPayload.
@@ -122,7 +123,7 @@ class Request:
         body = await self.body()
         if empty is not None and not body:
             return empty
-        return decode(decoder, body)
+        return decode(decoder, body, levels=levels)
 
     async def body(self) -> bytes:
         """The whole body, never more than the limit in memory."""

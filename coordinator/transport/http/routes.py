@@ -49,6 +49,7 @@ from coordinator.transport.http.routing import (
     Route,
 )
 from coordinator.transport.http.shared import (
+    BY,
     CHANGED,
     COMMAND,
     CONTROLLED,
@@ -263,7 +264,7 @@ async def put_definition(api: Resources, request: Request) -> Answer:
     for member, expected in (("name", name), ("version", version)):
         if content.setdefault(member, expected) != expected:
             raise InvalidPayload.at(f"$.{member}", f"differs from the path, which says {expected!r}")
-    created = await api.front.register(name, version, content, "")
+    created = await api.front.register(name, version, content, request.query["by"])
     registered = Registered(name=name, version=version, created=created)
     location = f"/v1/definitions/{quote(name, safe='')}/{version}".encode()
     return json(registered, HTTPStatus.CREATED if created else HTTPStatus.OK, [(b"location", location)])
@@ -583,6 +584,7 @@ ROUTES: Final = (
         handler=put_definition,
         summary="Register a definition; a registered version never changes.",
         tag="definitions",
+        query=(BY,),
         body=dict[str, Any],
         replies={
             200: Reply("The same was registered before.", type=Registered),

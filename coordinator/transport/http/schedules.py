@@ -9,7 +9,7 @@ import msgspec
 from coordinator.errors import IllegalState, NoOwner, Starting, UnknownSchedule, UnknownType
 from coordinator.transport.http.exchange import Answer, Request, json, name_at
 from coordinator.transport.http.routing import Query, Reply, Route
-from coordinator.transport.http.shared import DURABLE, GATHERED, ControlBody, Resources, gathered, read_control
+from coordinator.transport.http.shared import BY, DURABLE, GATHERED, ControlBody, Resources, gathered, read_control
 
 _content = msgspec.json.Decoder(dict[str, Any])
 
@@ -53,7 +53,6 @@ def _name(request: Request) -> str:
 
 _ONE: Final = "/v1/schedules/{name}"
 _SCHEDULE = {200: Reply("The schedule, once the request is durable.", type=dict[str, Any])}
-_BY = Query(name="by", default="", doc="Who asks, for the record.")
 
 
 def _control_route(handler: Any, action: str, summary: str) -> Route:
@@ -95,7 +94,7 @@ ROUTES: Final = (
         handler=put_schedule,
         summary="Make a schedule, or replace the one of that name.",
         tag="schedules",
-        query=(_BY,),
+        query=(BY,),
         body=dict[str, Any],
         replies=_SCHEDULE,
         errors=(UnknownType, *DURABLE),
@@ -106,7 +105,7 @@ ROUTES: Final = (
         handler=delete_schedule,
         summary="Delete a schedule; a run that has begun goes on.",
         tag="schedules",
-        query=(Query(name="reason", default="", doc="Why, for the record."), _BY),
+        query=(Query(name="reason", default="", doc="Why, for the record."), BY),
         replies=_SCHEDULE,
         errors=(UnknownSchedule, IllegalState, *DURABLE),
     ),

@@ -13,7 +13,7 @@ from coordinator.model.command import CommandView
 from coordinator.transport.base import Front, Gathered
 from coordinator.transport.http.exchange import Answer, Request, json
 from coordinator.transport.http.problem import Headers
-from coordinator.transport.http.routing import Reply
+from coordinator.transport.http.routing import Query, Reply
 from coordinator.transport.http.settings import HttpSettings
 from coordinator.transport.streams import Streams
 
@@ -54,6 +54,7 @@ def lacking(incomplete: tuple[int, ...]) -> Headers:
     return [(b"coordinator-incomplete", ",".join(map(str, incomplete)).encode())] if incomplete else []
 
 
+BY: Final = Query(name="by", default="", doc="Who asks, for the record.")
 INCOMPLETE: Final = {"Coordinator-Incomplete": "Partitions of which something may be missing at present, as in 3,5."}
 COMMAND: Final = Reply("The command.", type=CommandView)
 CHANGED: Final = Reply("The command, once the request is durable.", type=CommandView)

@@ -28,7 +28,7 @@ from coordinator.errors import (
 from coordinator.transport.http.exchange import NAME_RULE, Answer, Request, json, name_at
 from coordinator.transport.http.routing import FORM, PLAIN, Kind, Query, Reply, Route, pairs
 from coordinator.transport.http.shared import CHANGED, CONTROLLED, DURABLE, GATHERED, Resources, gathered
-from coordinator.transport.json_input import decode
+from coordinator.transport.json_input import VALUE_NESTING_MAX, decode
 
 ROLES_MAX: Final = 100
 
@@ -59,7 +59,7 @@ async def provide(api: Resources, request: Request) -> Answer:
     """Any JSON value, null too."""
     name = name_at("name", request.path["name"])
     signal_id = _signal_id(request)
-    value = await request.read(_any)
+    value = await request.read(_any, levels=VALUE_NESTING_MAX)
     by = request.query["by"]
     return json(await api.front.provide(request.path["id"], name, value, signal_id=signal_id, by=by))
 
@@ -121,7 +121,7 @@ def value_of(media: str, body: bytes) -> Any:
         return _text(body)
     if media == FORM and body.lstrip()[:1] not in (b"{", b"["):
         return pairs(body, "form", "$.")
-    return decode(_any, body) if body.strip() else None
+    return decode(_any, body, levels=VALUE_NESTING_MAX) if body.strip() else None
 
 
 def _text(body: bytes) -> str:

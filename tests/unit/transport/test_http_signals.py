@@ -71,6 +71,13 @@ def test_a_form_that_is_none_is_malformed(body: bytes) -> None:
         value_of(FORM, body)
 
 
+def test_a_value_nests_as_deep_as_any_transport_takes_it() -> None:
+    """255 levels, as over TCP, where it is a field of a request: what one instance takes, any can pass on."""
+    assert value_of("", b"[" * 255 + b"]" * 255) is not None
+    with pytest.raises(Malformed, match="deeper than 255 levels"):
+        value_of("", b"[" * 256 + b"]" * 256)
+
+
 def test_a_callback_by_get_takes_every_parameter() -> None:
     """Whatever they are called; blank ones are empty strings."""
     route, parameters = ROUTER.find("GET", CALLBACK)
