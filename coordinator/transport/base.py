@@ -208,7 +208,8 @@ class Front(Protocol):
         ...
 
     async def schedule(self, name: str) -> dict[str, Any]:
-        """``{"name", "spec", "state", "next", "last", "waiting", "by", "reason"}``; raises UnknownSchedule."""
+        """``{"name", "spec", "state", "next", "last", "waiting", "skipped", "by", "reason"}``; raises
+        UnknownSchedule."""
         ...
 
     async def schedules(self) -> list[dict[str, Any]]:
