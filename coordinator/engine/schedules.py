@@ -154,16 +154,15 @@ def read(name: str, content: Any) -> Spec:
     Whether the command itself would be taken is the registry's to say (`front.schedules`).
     """
     spec, faults = check(name, content)
-    if spec is None:
+    if spec is None or faults:
         raise InvalidPayload.all(faults)
     return spec
 
 
 def check(name: str, content: Any) -> tuple[Spec | None, list[tuple[str, str]]]:
-    """The Spec, or None and all that is wrong."""
+    """What can be read of it, and all that is wrong."""
     reader = _Reader()
-    spec = reader.spec(name, content)
-    return (None if reader.faults else spec), reader.faults
+    return reader.spec(name, content), reader.faults
 
 
 class _Reader:
@@ -199,12 +198,14 @@ class _Reader:
 
     def name(self, name: str) -> None:
         try:
-            command_id(name, "$.name")
-        except InvalidPayload as error:
-            self.faults += [(fault["path"], fault["fault"]) for fault in error.extra["faults"]]
+            command_id(name)
+        except InvalidPayload:
+            sound = False
         else:
-            if len(name) > NAME_LENGTH_MAX:
-                self.report("$.name", f"a schedule's name has at most {NAME_LENGTH_MAX} characters")
+            sound = len(name) <= NAME_LENGTH_MAX
+        if not sound:
+            rule = f"1 to {NAME_LENGTH_MAX} characters, no spaces, control characters or slashes, and is not . or .."
+            self.report("$.name", f"a schedule's name, which its commands' ids begin with, has {rule}")
 
     def fields(self, value: dict[str, Any], known: tuple[str, ...], at: str) -> None:
         for field in value:
@@ -281,6 +282,7 @@ class _Reader:
         if not isinstance(value, dict):
             self.report("$.command", "the command to run: an object with type or definition, and what else it needs")
             return {}
+        known = len(self.faults)
         self.fields(value, _COMMAND_FIELDS, "$.command")
         if (value.get("type") is None) == (value.get("definition") is None):
             self.report("$.command", "either type or definition is needed, and not both")
@@ -292,7 +294,8 @@ class _Reader:
                 self.report(f"$.command.{field}", "is a whole number")
         self.duration(value.get("timeout"), "$.command.timeout")
         self.attributes(value.get("attributes"))
-        return {field: each for field, each in value.items() if each is not None or field == "payload"}
+        wrong = {path.split(".")[2] for path, _ in self.faults[known:] if path != "$.command"}
+        return {field: each for field, each in value.items() if field not in wrong and each is not None}
 
     def attributes(self, value: Any) -> None:
         if value is None:

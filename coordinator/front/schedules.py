@@ -40,7 +40,7 @@ class Schedules(Intake, Operations):
     async def put_schedule(self, name: str, content: dict[str, Any], by: str) -> dict[str, Any]:
         """See Front.  The same content again changes nothing: it begins no new grid."""
         spec, faults = check(name, content)
-        faults = [*faults, *self._faults_of_command(spec, name)]
+        faults += [each for each in self._faults_of_command(spec, name) if each[0] not in dict(faults)]
         if spec is None or faults:
             raise InvalidPayload.all(faults)
         now = self.pipeline.now()
@@ -97,13 +97,11 @@ class Schedules(Intake, Operations):
         return series
 
     def _faults_of_command(self, spec: Spec | None, name: str) -> Faults:
-        """What a submission of its command would be refused for now; where its form is at fault, that was told."""
-        if spec is None:
+        """What a submission of its command would be refused for now, as far as that can be read."""
+        if spec is None or ("type" in spec.command) == ("definition" in spec.command):
             return []
-        submission = spec.submission(name, self.pipeline.now())
-        assert submission.id is not None
         try:
-            self._record(submission, CommandId(submission.id))
+            self._record(spec.submission(name, self.pipeline.now()), CommandId(name))
         except (InvalidPayload, UnknownType) as error:
             return [(fault["path"].replace("$", "$.command", 1), fault["fault"]) for fault in error.extra["faults"]]
         return []
