@@ -20,11 +20,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from typing import Final
 
-from coordinator.engine.views import timestamp
 from coordinator.errors import InvalidPayload, LogUnavailable, Unavailable
 from coordinator.lane import Lane
 from coordinator.log.base import LogError
 from coordinator.model.ids import CommandId, parse_position, position
+from coordinator.model.moments import timestamp
 from coordinator.model.records import Epoch, Finished, Outcome, Submitted, unraw
 from coordinator.pipeline import Pipeline
 from coordinator.transport.base import OutcomeItem

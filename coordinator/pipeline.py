@@ -178,7 +178,7 @@ class Pipeline:
         for id in self.watchers.ids():
             if partition_of(id, len(self.lanes)) != lane.partition:
                 continue
-            command = self.engine.commands.get(CommandId(id))
+            command = self.engine.look_at(lane.partition, CommandId(id))
             ended = None if command is not None else self.view.records(id)
             if command is not None:
                 records: list[tuple[int, Any]] = command.history

@@ -41,7 +41,7 @@ from coordinator.awaitables import (
     Wait,
 )
 from coordinator.model.call import LocalCall, Request
-from coordinator.model.command import DEADLINE_STATES
+from coordinator.model.command import DEADLINE_STATES, StepView
 from coordinator.model.durations import parse_duration
 from coordinator.model.records import Failure
 
@@ -355,7 +355,8 @@ class CommandType(Struct, frozen=True):
     ``on_failure``: ``undo``, or ``dead_letter``: a step that fails waits for an operator, and nothing is undone.
     ``deadlines``: state to the longest time in it (ms), after which the command fails with ``deadline_exceeded``.
     ``data``: the names of data that it may be given (None: any).  ``reopens``: those that open it again when it has
-    completed.
+    completed.  ``shapes``: what data has to be, by name: what does not fit is refused at the door.  ``diagram``: draws
+    it, given the states of a command's steps, for a type that has a plan to draw.
     """
 
     name: str
@@ -368,6 +369,8 @@ class CommandType(Struct, frozen=True):
     pause_after: PauseAfter | None = None
     data: frozenset[str] | None = None
     reopens: frozenset[str] = frozenset()
+    shapes: Mapping[str, Any] = {}
+    diagram: Callable[[Sequence[StepView]], str] | None = None
 
 
 def state_deadlines(given: Mapping[str, str]) -> dict[str, int]:

@@ -28,10 +28,10 @@ from msgspec import Struct
 from coordinator import recovery
 from coordinator.admission.receipts import Receipts, merged, since_for
 from coordinator.engine import snapshots
-from coordinator.engine.views import timestamp
 from coordinator.errors import CoordinatorError
 from coordinator.log.base import LogError, Pointer
 from coordinator.model.durations import format_duration
+from coordinator.model.moments import timestamp
 from coordinator.model.records import Link, Record, Snapshot
 from coordinator.recovery import Start, Trim
 

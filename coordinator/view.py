@@ -27,7 +27,7 @@ import contextlib
 import heapq
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -679,7 +679,12 @@ def matches(
         return False
     if type is not None and view.type != type:
         return False
-    return all(_text(view.attributes.get(key)) == wanted for key, wanted in attributes.items())
+    return has_attributes(view.attributes, attributes)
+
+
+def has_attributes(attributes: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Whether a command has these attributes, compared as text."""
+    return all(_text(attributes.get(key)) == text for key, text in wanted.items())
 
 
 def _text(value: Any) -> str | None:

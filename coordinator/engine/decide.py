@@ -1,7 +1,8 @@
 """What follows from a command's fold: the one place where the course of a command is decided.
 
     aborted? → end          quarantined, paused? → call nothing new          poison? → wait for an operator
-    forward: call every pending step; exec has returned → resolve and undo what was left behind → completed
+    forward: call every pending step, resolve and undo what exec has given up, wait for what comes from outside
+             exec has returned → the rest of what was left behind → completed
     ending:  (a) resolve: call every step in doubt until its outcome is known, even if this instance never called it
              (b) undo what is recorded, one at a time, in reverse order of the recorded outcomes
              (c) compensated; or failed, when nothing was recorded
@@ -13,23 +14,26 @@ same.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Raw
 
-from coordinator.engine import faults, stepper
+from coordinator.awaitables import Retry, StepCall
+from coordinator.engine import callbacks, faults, stepper, times, waits
 from coordinator.engine.misuse import MisusedSaga
 from coordinator.engine.retry import backoff_ms
 from coordinator.engine.service import Work
-from coordinator.engine.state import Command, Contrary
+from coordinator.engine.state import Command, Contrary, Moment
 from coordinator.engine.stepper import Execution, Pending
 from coordinator.errors import CoordinatorError
 from coordinator.model.call import LocalCall, Request
 from coordinator.model.command import State
 from coordinator.model.durations import parse_duration
-from coordinator.model.records import NIL, SCHEMA, Failure, Finished, StepFailed, unraw
-from coordinator.saga import Blocked, CommandFailed, Retry, Saga, StepCall
+from coordinator.model.records import NIL, SCHEMA, Failure, Finished, Signal, StepFailed, unraw
+from coordinator.saga import Blocked, CommandFailed, Saga
 from coordinator.saga import StepFailed as StepFailedError
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ def command(engine: Engine, command: Command, now: float) -> None:
     """Decides what follows for one command whose fold, or whose work, has changed."""
     if command.finished is not None or command.finishing:
         return
+    command.waits = ()
     if command.partition in engine.held:
         engine.withhold(command.work.values())
         return
@@ -57,7 +62,17 @@ def command(engine: Engine, command: Command, now: float) -> None:
         engine.stop_waiting(command)
         engine.withhold(command.work.values())
         return
+    if command.started_at is not None:
+        _course(engine, command, now)
+    else:
+        _before_start(engine, command, now)
+    times.of_state(engine, command, now)
+
+
+def _course(engine: Engine, command: Command, now: float) -> None:
+    """Of a command that has begun."""
     execution = _synchronise(engine, command, now)
+    times.of_errors(engine, command, now)
     if command.paused:
         engine.withhold(command.work.values())
     elif execution is None or command.poison is not None:
@@ -67,8 +82,17 @@ def command(engine: Engine, command: Command, now: float) -> None:
     elif execution.done:
         _complete(engine, command, execution, now)
     else:
-        for waiting in execution.pending.values():
-            _call_step(engine, command, waiting, now)
+        _forward(engine, command, execution, now)
+
+
+def _before_start(engine: Engine, command: Command, now: float) -> None:
+    """Of a command whose delay is not over: nothing of it has been called, so a contrary decision ends it at once."""
+    if command.contrary is not None:
+        command.failure = _contrary(command)
+        engine.propose(command, _end(command, State.FAILED, now))
+    elif not command.paused:
+        times.due(engine, command, "start", "", command.submitted.start_at, now)
+        command.waits = ("start",)
 
 
 # ---------------------------------------------------------------- exec
@@ -112,21 +136,35 @@ def _feed(command: Command, execution: Execution) -> None:
         command.fed += 1
         if isinstance(answer, Raw):
             execution.outcome(name, answer, at)
-        else:
+        elif isinstance(answer, Failure):
             execution.failed(name, answer, at)
+        elif isinstance(answer, Signal):
+            execution.signal(answer)
+        else:
+            _MOMENTS[answer](execution, name, at)
     if command.contrary is not None and command.fed >= command.contrary_at:
         execution.stop()
+
+
+_MOMENTS: Final = {
+    Moment.FIRED: Execution.timer,
+    Moment.UNDONE: Execution.undone,
+    Moment.RELEASED: Execution.released,
+}
 
 
 def _start(engine: Engine, command: Command) -> tuple[Any, Saga]:
     submitted = command.submitted
     resolved = engine.registry.resolve_submitted(submitted)
+    command.type = resolved.type
     saga = Saga(
         id=submitted.id,
         type=submitted.type,
         version=submitted.version,
         attributes=submitted.attributes,
-        now=submitted.at,
+        now=command.begins_at,
+        revision=command.revision,
+        callback=partial(callbacks.url, engine.settings.callback_url, submitted),
     )
     return (lambda given: resolved.start(submitted.payload, given)), saga
 
@@ -138,19 +176,24 @@ def _conclude(engine: Engine, command: Command, execution: Execution, now: float
     if error is None and command.contrary is None:
         return
     told = faults.told_by(error)
-    if isinstance(told, StepFailedError):
-        command.failure = _failure_of(told)
-    elif isinstance(told, CommandFailed):
-        code = faults.printable(getattr(told, "code", "failed"), 100)
-        command.failure = Failure(code, faults.message_of(told))
+    if isinstance(told, (StepFailedError, CommandFailed)):
+        failure = _failure_of(told) if isinstance(told, StepFailedError) else _refusal_of(told)
+        if command.contrary is None and command.type is not None and command.type.on_failure == "dead_letter":
+            _parked_whole(engine, command, failure, now)
+        else:
+            command.failure = failure
     elif command.contrary is not None:
-        command.failure = _CONTRARY[command.contrary]
+        command.failure = _contrary(command)
     elif told is not None:
         jitter = engine.random.uniform(-1, 1) * engine.settings.retry_jitter_ms
         due = now + max(1, engine.settings.slow_retry_interval_ms + jitter)
         engine.run_again(command, due, blocked=isinstance(told, Blocked))
     elif error is not None:
         poisoned(engine, command, error, now)
+
+
+def _refusal_of(error: CommandFailed) -> Failure:
+    return Failure(faults.printable(getattr(error, "code", "failed"), 100), faults.message_of(error))
 
 
 def _failure_of(error: StepFailedError) -> Failure:
@@ -161,10 +204,10 @@ def _failure_of(error: StepFailedError) -> Failure:
     return msgspec.structs.replace(failure, step=faults.printable(getattr(error, "step", ""), 200))
 
 
-_CONTRARY = {
-    Contrary.CANCELLED: Failure("cancelled", "cancelled by an operator"),
-    Contrary.DEADLINE: Failure("deadline_exceeded", "the command's deadline passed"),
-}
+def _contrary(command: Command) -> Failure:
+    if command.contrary is Contrary.CANCELLED:
+        return Failure("cancelled", "cancelled by an operator")
+    return Failure("deadline_exceeded", command.contrary_why or "the command's deadline passed")
 
 
 def poisoned(engine: Engine, command: Command, error: BaseException, now: float) -> None:
@@ -173,8 +216,14 @@ def poisoned(engine: Engine, command: Command, error: BaseException, now: float)
         return
     code = error.code if isinstance(error, CoordinatorError) else "poison"
     failure = Failure(code, faults.described(error), traceback=faults.traceback_of(error, __name__, stepper.__name__))
-    back = command.contrary is not None
-    _park(engine, command, StepFailed(SCHEMA, b"", int(now), command.id, "", "", 0, failure, "parked", undo=back))
+    _parked_whole(engine, command, failure, now)
+
+
+def _parked_whole(engine: Engine, command: Command, failure: Failure, now: float) -> None:
+    """Makes the command itself a dead letter, where no step of it is to blame."""
+    if command.poison is None and command.proposed is None:
+        back = command.contrary is not None
+        _park(engine, command, StepFailed(SCHEMA, b"", int(now), command.id, "", "", 0, failure, "parked", undo=back))
 
 
 def _park(engine: Engine, command: Command, record: StepFailed) -> None:
@@ -186,11 +235,34 @@ def _park(engine: Engine, command: Command, record: StepFailed) -> None:
 # ---------------------------------------------------------------- forward
 
 
+def _forward(engine: Engine, command: Command, execution: Execution, now: float) -> None:
+    """Exec goes on: everything that can be done now is done side by side."""
+    for waiting in execution.pending.values():
+        times.of_step(engine, command, waiting, now)
+        _call_step(engine, command, waiting, now)
+    for hold in execution.holds.values():
+        _hold(engine, command, hold, now)
+    for waiting in execution.waits.values():
+        times.of_wait(engine, command, waiting, now)
+    settled = _resolved(engine, command, execution, now)
+    if execution.unwanted:
+        _undone(engine, command, execution, execution.unwanted, now)
+    elif settled and not (execution.pending or execution.holds):
+        command.waits = tuple(waits.name_of(waiting) for waiting in execution.waiting)
+
+
+def _hold(engine: Engine, command: Command, hold: Pending, now: float) -> None:
+    """Exec has stopped at a savepoint: recorded once, and then until an operator lets it go on."""
+    if hold.name not in command.steps and command.proposed is None:
+        failure = hold.call.failure
+        _park(engine, command, StepFailed(SCHEMA, b"", int(now), command.id, hold.name, "", 0, failure, "held"))
+
+
 def _complete(engine: Engine, command: Command, execution: Execution, now: float) -> None:
     """Exec has returned; what an abandoned branch left behind is resolved and undone first."""
     if not _resolved(engine, command, execution, now):
         return
-    if execution.lost and not _undone(engine, command, execution, execution.lost, now):
+    if execution.unwanted and not _undone(engine, command, execution, execution.unwanted, now):
         return
     try:
         result = _encoded(execution.result)
@@ -249,7 +321,7 @@ def _call_step(engine: Engine, command: Command, waiting: Pending, now: float, *
 
 def _waits(engine: Engine, command: Command, retry_at: int, now: float) -> bool:
     if retry_at > now:
-        engine.arm(retry_at, "wake", command)
+        engine.wake(command, retry_at, now)
         return True
     return False
 
@@ -284,7 +356,7 @@ def _with_input(request: Request | LocalCall, input: Raw) -> Request | LocalCall
 # ---------------------------------------------------------------- undo
 
 
-def _undone(engine: Engine, command: Command, execution: Execution, among: set[str] | None, now: float) -> bool:
+def _undone(engine: Engine, command: Command, execution: Execution, among: Container[str] | None, now: float) -> bool:
     """Undoes what is recorded (``among`` these steps), last first, one at a time; True when nothing is left to undo."""
     clean = True
     for name in reversed(command.standing):
@@ -298,7 +370,9 @@ def _undone(engine: Engine, command: Command, execution: Execution, among: set[s
                 continue
             return False
         # After a requeue a later undo may be under way already: still one at a time.
-        if not command.work and not _waits(engine, command, step.retry_at, now):
+        if not any(work.undo or among is None for work in command.work.values()) and not _waits(
+            engine, command, step.retry_at, now
+        ):
             _call_undo(engine, command, name, call, now)
         return False
     return clean
@@ -350,11 +424,15 @@ def negative(command: Command, work: Work, failure: Failure, answered: int, now:
     retry_at = 0
     execution = command.execution
     in_doubt = command.ending or (execution is not None and work.step in execution.orphans)
-    if answered < retry.attempts and (work.undo or not in_doubt):
+    step = command.steps.get(work.step)
+    counted = answered - (0 if step is None else step.undo_forgiven if work.undo else step.forgiven)
+    if counted < retry.attempts and (work.undo or not in_doubt):
         verdict = "retry"
-        retry_at = int(now) + backoff_ms(retry, answered, random)
+        retry_at = int(now) + backoff_ms(retry, counted, random)
+    elif work.undo or (not in_doubt and command.type is not None and command.type.on_failure == "dead_letter"):
+        verdict = "parked"
     else:
-        verdict = "parked" if work.undo else "failed"
+        verdict = "failed"
     return StepFailed(
         SCHEMA,
         b"",
@@ -377,6 +455,13 @@ def given_up(command: Command, work: Work, failure: Failure, now: float) -> Step
     told = msgspec.structs.replace(failure, code="gave_up", message=f"no answer in time: {failure.message}")
     return StepFailed(
         SCHEMA, b"", int(now), command.id, work.step, work.service.name, answered, told, "parked", undo=work.undo
+    )
+
+
+def unknown(command: Command, work: Work, failure: Failure, now: float) -> StepFailed:
+    """The record of an unknown answer, where errors are counted: it has to outlive a restart."""
+    return StepFailed(
+        SCHEMA, b"", int(now), command.id, work.step, work.service.name, 0, failure, "delayed", undo=work.undo
     )
 
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Raw
 
 from coordinator.admission import gate
-from coordinator.engine import decide, faults, quarantine
-from coordinator.engine.kinds import HANDLERS, refold
+from coordinator.engine import asleep, decide, faults, quarantine
+from coordinator.engine.kinds import HANDLERS, beginning, fold, refold
 from coordinator.engine.quarantine import Entry, Quarantine
 from coordinator.engine.registry import Registry
+from coordinator.engine.schedules import Schedules
 from coordinator.engine.service import Service, Stage, Work
 from coordinator.engine.state import Command, Contrary
 from coordinator.engine.transitions import legal, legal_states
@@ -40,6 +41,9 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Reopened,
+    Schedule,
+    Signal,
     StepFailed,
     Submitted,
     Timer,
@@ -77,7 +81,10 @@ class Shard:
     def __init__(self, token: bytes, epoch: int) -> None:
         self.token = token
         self.epoch = epoch
-        self.commands: dict[CommandId, Command] = {}
+        self.commands: dict[CommandId, Command | bytes] = {}  # those that wait are put to sleep (`asleep`)
+
+    def awake(self) -> list[Command]:
+        return [command for command in self.commands.values() if isinstance(command, Command)]
 
 
 class Engine:
@@ -93,14 +100,15 @@ class Engine:
         self.settings = settings
         self.registry = registry
         self.random = random
-        self.commands: dict[CommandId, Command] = {}
+        self.commands: dict[CommandId, Command] = {}  # those that are awake
         self.shards: dict[int, Shard] = {}
-        self.replaying: dict[int, dict[CommandId, Command]] = {}
+        self.replaying: dict[int, dict[CommandId, Command | bytes]] = {}
         self.quarantined: defaultdict[int, Quarantine] = defaultdict(Quarantine)
         self.partitions: int | None = None  # of the whole log, where that is known
         self._clocks: dict[int, int] = {}  # by partition: the time of the last record
         self._listed: list[tuple[int, Entry]] = []
         self.definitions: dict[int, dict[tuple[str, int], tuple[int, Registered]]] = {}  # first in each partition's log
+        self.schedules = Schedules()
         self.services = {name: Service(each, settings, random) for name, each in services.items()}
         self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
         self.slots: set[CommandId] = set()
@@ -127,10 +135,11 @@ class Engine:
         """The partition is replayed and owned: its uncompleted commands are resumed with the next `take`."""
         shard = self.shards[partition] = Shard(token, epoch)
         shard.commands = self.replaying.pop(partition, {})
-        self.commands.update(shard.commands)
-        self._dirty.update(shard.commands)
-        for command in shard.commands.values():
+        for command in shard.awake():
+            self.commands[command.id] = command
+            self._dirty[command.id] = command
             self._arm_deadline(command)
+        self.schedules.opened(partition)
 
     def close(self, partition: int) -> list[Command]:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
@@ -140,10 +149,11 @@ class Engine:
         self._clocks.pop(partition, None)
         self._listed = [(at, entry) for at, entry in self._listed if at != partition]
         self.definitions.pop(partition, None)
+        self.schedules.drop(partition)
         self.held.discard(partition)
         self._records = [(at, record) for at, record in self._records if at != partition]
         self.reserved = {id: kept for id, kept in self.reserved.items() if kept[1] != partition}
-        commands = list(shard.commands.values()) if shard else []
+        commands = shard.awake() if shard else []
         for command in commands:
             self._drop_work(command)
             self.commands.pop(command.id, None)
@@ -164,18 +174,21 @@ class Engine:
         """
         shard = self.shards.get(partition)
         commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
-        handler = HANDLERS.get(type(record))
-        if handler is not None:
-            found = commands.get(record.id)  # type: ignore[union-attr, arg-type]  # each record with a handler has an id
+        if type(record) in HANDLERS:
+            found = self._found(commands, record.id)  # type: ignore[union-attr, arg-type]  # each that has one has an id
             if found is None or found.finished is not None:
                 return None  # the command has ended: nothing after its end counts
             try:
-                handler(found, record)
+                if not fold(found, record) and isinstance(record, Control):  # type: ignore[arg-type]
+                    found.senseless = record
             except Exception as error:
                 record = self._unapplied(found, offset, record, error)  # type: ignore[arg-type]  # it has a handler
             command = found
-        elif isinstance(record, Submitted):
-            command = self._submitted(partition, offset, record, commands)
+        elif isinstance(record, (Submitted, Reopened)):
+            begun = self._begun(partition, offset, record, commands)
+            if begun is None:
+                return None
+            command = begun
         elif isinstance(record, Damaged):
             damaged = self._damaged(record, commands)
             if damaged is None:
@@ -185,6 +198,8 @@ class Engine:
             if isinstance(record, Registered):
                 self._register(partition, offset, record)
                 self.definitions.setdefault(partition, {}).setdefault((record.name, record.version), (offset, record))
+            elif isinstance(record, Schedule):
+                self.schedules.apply(partition, offset, record)
             return None
         command.touched = max(command.touched, record.at)
         self._clocks[partition] = record.at or self._clocks.get(partition, 0)
@@ -199,21 +214,35 @@ class Engine:
 
     def recall(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
         """A command as it was when these records of it were all there were; for looking at, not for going on."""
-        offset, submitted = records[0]
-        if isinstance(submitted, Damaged):
-            submitted = quarantine.placeholder(submitted)
-        assert isinstance(submitted, Submitted)
-        command = Command(partition, offset, submitted)
+        offset, first = records[0]
+        if isinstance(first, Damaged):
+            first = quarantine.placeholder(first)
+        assert isinstance(first, (Submitted, Reopened))
+        command = Command(partition, offset, beginning(partition, first))
         command.history = records
+        command.touched = max(record.at for _, record in records)
         refold(command)
         decide.retrace(self, command)
         return command
 
-    def _submitted(self, partition: int, offset: int, record: Submitted, into: dict[CommandId, Command]) -> Command:
-        known = into.get(record.id)
+    def _begun(
+        self, partition: int, offset: int, record: Submitted | Reopened, into: dict[CommandId, Command | bytes]
+    ) -> Command | None:
+        """A command begins, or goes on after its end; one that is under way already is what it is."""
+        known = self._found(into, record.id)
         if known is not None:
-            return known
-        command = into[record.id] = Command(partition, offset, record)
+            return known if isinstance(record, Submitted) else None
+        try:
+            command = Command(partition, offset, beginning(partition, record))
+            if isinstance(record, Reopened):
+                command.history = [(offset, record)]
+                refold(command)
+                command.history = []
+        except ValueError as error:
+            data = encode(record)
+            self._list(Damaged(partition, offset, data, f"it cannot be applied: {error}", 11, SCHEMA), parks=False)
+            return None
+        into[record.id] = command
         if partition in self.shards:
             self.reserved.pop(record.id, None)
             self.commands[record.id] = command
@@ -223,17 +252,17 @@ class Engine:
 
     # ------------------------------------------------------------ what cannot be read or applied
 
-    def _damaged(self, damaged: Damaged, commands: dict[CommandId, Command]) -> Command | None:
+    def _damaged(self, damaged: Damaged, commands: dict[CommandId, Command | bytes]) -> Command | None:
         """Lists it; returns the command that it parks, if there is one.
 
         Where no command of this id is under way, an intact record would have changed nothing either; except a
         Submitted, of which at least the id counts.
         """
         partition = damaged.partition
-        command = None if damaged.id is None else commands.get(damaged.id)
+        command = None if damaged.id is None else self._found(commands, damaged.id)
         if command is None and damaged.kind == SUBMITTED and damaged.id is not None and self._belongs(damaged):
             submitted = quarantine.placeholder(damaged)
-            command = self._submitted(partition, damaged.offset, submitted, commands)
+            command = self._begun(partition, damaged.offset, submitted, commands)
         self._list(damaged, parks=command is not None)
         if command is not None:
             quarantine.park(command, damaged)
@@ -278,17 +307,82 @@ class Engine:
 
     def _settle(self, command: Command, record: Record | Damaged) -> None:
         """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
+        if isinstance(record, (Control, Signal)) and command.expected:
+            command.expected -= 1
         if isinstance(record, Control):
             _end_execution(command)
+            if record.auto:
+                command.on_the_way.discard((record.operation, ""))
             if record.operation == Operation.RETRY:  # whatever waits for its time is due now
                 self.stop_waiting(command)
                 self.withhold(command.work.values())
-        elif isinstance(record, (Outcome, StepFailed, Undone)):
+        elif isinstance(record, Timer):
+            command.on_the_way.discard((record.what, record.name))
+            if record.what == "start":
+                self._arm_deadline(command)
+        elif isinstance(record, (Outcome, StepFailed, Undone)) and not _only_counts(record):
             if isinstance(record, StepFailed) and record.step == command.proposed:
                 command.proposed = None
             work = command.work.pop(record.step, None)
             if work is not None and work.stage is not Stage.SETTLING:
                 self._drop(work)
+
+    # ------------------------------------------------------------ asleep and awake
+
+    def has(self, id: CommandId) -> bool:
+        """Whether a command of this id is under way, asleep or not."""
+        return id in self.commands or any(id in shard.commands for shard in self.shards.values())
+
+    def find(self, id: CommandId) -> Command | None:
+        """The command, if it is under way; one that sleeps is woken."""
+        command = self.commands.get(id)
+        if command is not None:
+            return command
+        for shard in self.shards.values():
+            if id in shard.commands:
+                return self._found(shard.commands, id)
+        return None
+
+    def look_at(self, partition: int, id: CommandId) -> Command | None:
+        """The command as it is, for showing only: one that sleeps goes on sleeping."""
+        shard = self.shards.get(partition)
+        found = None if shard is None else shard.commands.get(id)
+        return self._awoken(partition, asleep.unpacked(found)) if isinstance(found, bytes) else found
+
+    def entries(self) -> list[tuple[int, CommandId, Command | bytes]]:
+        """Every command that is under way, with its partition; those that sleep as `asleep.unpacked` takes them."""
+        return [
+            (partition, id, each) for partition, shard in self.shards.items() for id, each in shard.commands.items()
+        ]
+
+    @property
+    def under_way(self) -> int:
+        """How many commands are, on this instance."""
+        return sum(len(shard.commands) for shard in self.shards.values())
+
+    def _found(self, commands: dict[CommandId, Command | bytes], id: CommandId) -> Command | None:
+        found = commands.get(id)
+        if not isinstance(found, bytes):
+            return found
+        partition = next(each for each, shard in self.shards.items() if shard.commands is commands)
+        command = self._awoken(partition, asleep.unpacked(found))
+        commands[id] = self.commands[id] = self._dirty[id] = command  # dirty: it sleeps on unless something happens
+        return command
+
+    def _awoken(self, partition: int, sleeping: asleep.Sleeper) -> Command:
+        """By the fold, as after a restart: there is no second way to come to a state."""
+        command = self.recall(partition, sleeping.history(partition))
+        command.calls_made, command.wake_at, command.waits = sleeping.calls_made, sleeping.wake_at, sleeping.waits
+        return command
+
+    def _put_to_sleep(self, command: Command) -> None:
+        """Nothing is to be done for it but wait, perhaps for months: its records are all that is kept."""
+        busy = command.work or command.on_the_way or command.expected or command.rerun_at
+        if busy or command.proposed is not None:
+            return
+        self.shards[command.partition].commands[command.id] = asleep.packed(command)
+        del self.commands[command.id]
+        _end_execution(command)
 
     # ------------------------------------------------------------ events in
 
@@ -297,7 +391,7 @@ class Engine:
 
         ``record`` comes without a token; the shard's is put in.
         """
-        known = self.commands.get(record.id)
+        known = self.find(record.id)
         if known is not None:
             fingerprint: bytes | None = known.submitted.fingerprint
         else:
@@ -371,6 +465,8 @@ class Engine:
             self._give_up(command, work, failure, now, down=down)
             return
         work.service.unknown(work, now, failure, answer.retry_after_ms, down=down)
+        if command.type is not None and command.type.pause_after is not None:
+            self._propose(command.partition, decide.unknown(command, work, failure, now))
         self._dirty[command.id] = command
 
     def _give_up(self, command: Command, work: Work, failure: Failure, now: float, *, down: bool = False) -> None:
@@ -378,10 +474,20 @@ class Engine:
         self._propose(command.partition, decide.given_up(command, work, failure, now))
 
     def control(
-        self, id: CommandId, operation: Operation, now: float, *, reason: str, by: str, step: str, input: Raw | None
-    ) -> bool:
-        """Proposes an operator's request; False if it is in effect already; raises IllegalState or UnknownStep."""
-        command = self.commands[id]
+        self,
+        command: Command,
+        operation: Operation,
+        now: float,
+        *,
+        reason: str,
+        by: str,
+        step: str,
+        input: Raw | None,
+    ) -> Control | None:
+        """Proposes an operator's request, and returns its record; None if it is in effect already.
+
+        It was too late if it is the command's ``senseless`` once it is recorded.  Raises IllegalState or UnknownStep.
+        """
         state = command.state
         if command.quarantined is not None and operation is not Operation.ABORT:
             raise IllegalState(
@@ -390,44 +496,58 @@ class Engine:
                 legal_states=[each for each in legal_states(operation) if each != State.DEAD_LETTER],
             )
         if _in_effect(command, operation):
-            return False
+            return None
         if not legal(state, operation):
             raise IllegalState(
                 f"{operation} is not legal while the command is {state}", legal_states=legal_states(operation)
             )
-        if operation is Operation.REQUEUE:
-            self._requeueable(command, step)
-        self._propose(
-            command.partition,
-            Control(
-                SCHEMA,
-                b"",
-                int(now),
-                id,
-                operation.value,
-                reason=reason,
-                by=by,
-                step=step,
-                input=NIL if input is None else input,
-                replaces=input is not None,
-            ),
+        if operation in (Operation.REQUEUE, Operation.RESOLVE):
+            self._check_letter(command, step, operation)
+        record = Control(
+            SCHEMA,
+            b"",
+            int(now),
+            command.id,
+            operation.value,
+            reason=reason,
+            by=by,
+            step=step,
+            input=NIL if input is None else input,
+            replaces=input is not None,
         )
-        return True
+        command.expected += 1
+        self._propose(command.partition, record)
+        return record
 
-    def _requeueable(self, command: Command, name: str) -> None:
+    def _check_letter(self, command: Command, name: str, operation: Operation) -> None:
+        """That the step is a dead letter; for `resolve`, that it is an undo."""
         if not name:
             raise InvalidPayload.at("$.step", "the name of the dead-lettered step is needed")
         step = command.steps.get(name)
+        letters = f"dead letters: {decide.parked_names(command)}"
         if step is None:
-            raise UnknownStep(f"the command has no step {name!r}; dead letters: {decide.parked_names(command)}")
+            raise UnknownStep(f"the command has no step {name!r}; {letters}")
         if not step.parked:
+            raise IllegalState(f"step {name!r} is no dead letter; {letters}", legal_states=legal_states(operation))
+        if operation is Operation.RESOLVE and not step.undoing:
             raise IllegalState(
-                f"step {name!r} is no dead letter; dead letters: {decide.parked_names(command)}",
-                legal_states=legal_states(Operation.REQUEUE),
+                f"resolve marks an undo as done by hand, and step {name!r} has not even succeeded: "
+                "requeue it, retry, cancel or abort",
+                legal_states=legal_states(operation),
             )
 
-    def register(self, record: Registered, partition: int) -> None:
-        """Proposes a definition."""
+    def signal(self, command: Command, record: Signal) -> None:
+        """Proposes data or a decision for the command; the record comes without a token."""
+        command.expected += 1
+        self._propose(command.partition, record)
+
+    def reopen(self, partition: int, record: Reopened, signal: Signal) -> None:
+        """Proposes that a finished command goes on, because of the signal."""
+        self._propose(partition, record)
+        self._propose(partition, signal)
+
+    def register(self, record: Registered | Schedule, partition: int) -> None:
+        """Proposes a definition, or what happens to a schedule."""
         self._propose(partition, record)
 
     def set_breaker(self, service: Service, state: str | None, now: float) -> None:
@@ -451,7 +571,7 @@ class Engine:
         """Times that have come; late is as good as in time."""
         while self._timers and self._timers[0][0] <= now:
             _, _, kind, id, name = heapq.heappop(self._timers)
-            command = self.commands.get(id)
+            command = self.find(id)
             if command is not None and command.finished is None:
                 self._timer(command, kind, name, now)
         for service in self.services.values():
@@ -470,7 +590,14 @@ class Engine:
             if work is not None and waiting and work.give_up_at is not None and now >= work.give_up_at:
                 self._give_up(command, work, work.failure or Failure("unknown"), now)
         else:
+            command.wake_at = 0.0
             self._dirty[command.id] = command
+
+    def wake(self, command: Command, at: float, now: float) -> None:
+        """Sees to it that the command is decided on at ``at``, or before; it will ask again then."""
+        if not now < command.wake_at <= at:
+            command.wake_at = at
+            self.arm(at, "wake", command)
 
     def arm(self, due: float, kind: str, command: Command, name: str = "") -> None:
         """A volatile timer: ``deadline``, ``give_up`` or ``wake``."""
@@ -481,7 +608,7 @@ class Engine:
 
     def _sweep(self) -> None:
         """Drops the timers of commands that have ended: a deadline of a day must not be kept for a day."""
-        self._timers = [timer for timer in self._timers if timer[3] in self.commands]
+        self._timers = [timer for timer in self._timers if self.has(timer[3])]
         heapq.heapify(self._timers)
         self._timers_swept = max(_SWEEP_MIN, len(self._timers))
 
@@ -543,7 +670,22 @@ class Engine:
         shard = self.shards.get(partition)
         commands = self.replaying.get(partition, {}) if shard is None else shard.commands
         first = next(iter(commands.values()), None)
-        return otherwise if first is None else first.offset
+        return (
+            otherwise
+            if first is None
+            else first.offset
+            if isinstance(first, Command)
+            else asleep.unpacked(first).offset
+        )
+
+    def first_submitted(self) -> list[int]:
+        """When the earliest command under way was submitted (ms), in each partition that has one."""
+        firsts = (next(iter(shard.commands.values()), None) for shard in self.shards.values())
+        return [
+            each.submitted.at if isinstance(each, Command) else asleep.unpacked(each).at
+            for each in firsts
+            if each is not None
+        ]
 
     def take_replayed(self) -> list[Command]:
         """The commands whose end has been replayed since the last time."""
@@ -562,13 +704,13 @@ class Engine:
         (self.held.add if held else self.held.discard)(partition)
         shard = self.shards.get(partition)
         if shard is not None:
-            self._dirty.update(shard.commands)
+            self._dirty.update((command.id, command) for command in shard.awake())
 
     def calling(self, partition: int) -> bool:
         """Whether a call of the partition's commands is still to be answered."""
         shard = self.shards.get(partition)
         return shard is not None and any(
-            work.stage is Stage.CALLING for command in shard.commands.values() for work in command.work.values()
+            work.stage is Stage.CALLING for command in shard.awake() for work in command.work.values()
         )
 
     def freeze(self) -> None:
@@ -582,6 +724,8 @@ class Engine:
             self.slots.add(command.id)
         else:
             self.slots.discard(command.id)
+            if command.waits:
+                self._put_to_sleep(command)
 
     def _forget(self, command: Command) -> None:
         self._drop_work(command)
@@ -672,6 +816,11 @@ def _in_effect(command: Command, operation: Operation) -> bool:
     if operation is Operation.ABORT:
         return command.aborted
     return False
+
+
+def _only_counts(record: Record) -> bool:
+    """An error that is recorded for being one: the step is asked again as if it were not."""
+    return isinstance(record, StepFailed) and record.verdict == "delayed"
 
 
 def _end_execution(command: Command) -> None:

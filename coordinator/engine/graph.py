@@ -361,17 +361,16 @@ class _Runner:
             if self._has_another_try(point):
                 await self._unwind(point, cause.error)
                 return
-            given_up = self._scope(point)
+            given_up += [each for each in self._scope(point) if each.branches]
             state = point
         if loss.raised is not None:
             raise loss.raised.error
+        if any(each not in loss.lost for each in given_up):
+            raise cause.error  # it has used what is lost, and leads past the join
+        branches = tuple(branch for each in loss.lost if each is not state for branch in each.branches)
         for each, why in loss.lost.items():
             each.cause = why
-        started = [each for each in dict.fromkeys((*given_up, *loss.lost)) if each is not state]
-        branches = tuple(branch for each in started for branch in each.branches)
-        for each in started:
-            self._give_up(each, _Status.DEAD)
-        self._give_up(state, _Status.FAILED)
+            self._give_up(each, _Status.FAILED if each is state else _Status.DEAD)
         for each in self._useless():
             if each.status is _Status.IDLE:
                 self._give_up(each, _Status.DEAD)

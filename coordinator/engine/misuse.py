@@ -12,7 +12,9 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from coordinator.awaitables import Retry, StepCall
+import msgspec
+
+from coordinator.awaitables import Hold, Retry, StepCall, Wait
 from coordinator.model.call import LocalCall, Request
 from coordinator.model.durations import parse_duration
 
@@ -26,23 +28,47 @@ class MisusedSaga(Exception):
     """``exec`` did something that cannot be recorded or replayed; the text says what, and what to do instead."""
 
 
-def check(call: StepCall) -> None:
+def check(call: StepCall | Wait | Hold) -> None:
     """Raises MisusedSaga with a sentence that names the step and the fault."""
     try:
-        _check(call)
+        _check_name(call.name, "a step's name")
+        if call.name.endswith("/undo"):
+            raise ValueError("a step's name does not end in /undo, which is the key of an undo")
+        if isinstance(call, StepCall):
+            _check_call(call)
+        elif isinstance(call, Wait):
+            _check_wait(call)
     except ValueError as error:
         raise MisusedSaga(f"step {call.name!r}: {error}") from None
 
 
-def _check(call: StepCall) -> None:
-    _check_name(call.name, "a step's name")
-    if call.name.endswith("/undo"):
-        raise ValueError("a step's name does not end in /undo, which is the key of an undo")
+def _check_wait(wait: Wait) -> None:
+    if wait.kind == "data":
+        _check_name(wait.channel, "the name of data")
+    if wait.timeout is not None:
+        _check_duration("duration" if wait.kind == "sleep" else "timeout", wait.timeout)
+    elif wait.kind == "sleep":
+        raise ValueError("a sleep has a duration")
+    for role in wait.roles:
+        _check_name(role, "a role")
+    if wait.kind == "decision":
+        _check_input(wait.input)
+
+
+def _check_input(value: object) -> None:
+    """What a person is shown has to be JSON: it is looked at while nothing can be done about it."""
+    try:
+        msgspec.json.encode(value)
+    except Exception as error:
+        raise ValueError(f"the input of a decision is JSON: {error}") from None
+
+
+def _check_call(call: StepCall) -> None:
     request = call.request
     if not isinstance(request, (Request, LocalCall)):
         raise ValueError(f"a step is given a Request or an async function, not {type(request).__name__}")
     _check_name(request.service, "a service's name")
-    for field in ("timeout", "undo_timeout", "give_up_after"):
+    for field in ("timeout", "undo_timeout", "give_up_after", "deadline"):
         duration = getattr(call, field)
         if duration is not None:
             _check_duration(field, duration)

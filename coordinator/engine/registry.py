@@ -10,7 +10,7 @@ never in the log.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from msgspec import Raw, Struct
 from coordinator.engine.interpreter import definition_type
 from coordinator.engine.plan import Plan, compile_definition
 from coordinator.errors import CoordinatorError, DefinitionConflict, InvalidPayload, UnknownDefinition, UnknownType
+from coordinator.model.command import StepView
 from coordinator.model.definition import Definition
 from coordinator.model.reading import did_you_mean
 from coordinator.model.records import NIL, Submitted, unraw
@@ -83,7 +84,7 @@ class Resolved(Struct, frozen=True):
         try:
             self._convert(payload)
         except (msgspec.ValidationError, ValueError, TypeError) as error:
-            raise _payload_fault(str(error)) from None
+            raise misfit(str(error)) from None
 
     def _convert(self, payload: Any) -> Any:
         return msgspec.convert(payload, self.type.payload, str_keys=True)
@@ -161,6 +162,13 @@ class Registry:
         """The definition of a recorded command; None for code, and for what cannot run here any more."""
         try:
             return self.resolve_submitted(submitted).definition
+        except CoordinatorError:
+            return None
+
+    def diagram_of(self, submitted: Submitted) -> Callable[[Sequence[StepView]], str] | None:
+        """What draws a command of this type, where that has a plan of its own to draw."""
+        try:
+            return self.resolve_submitted(submitted).type.diagram
         except CoordinatorError:
             return None
 
@@ -293,10 +301,11 @@ def _listed(resolved: Resolved, kind: str) -> dict[str, Any]:
     }
 
 
-def _payload_fault(message: str) -> InvalidPayload:
-    """msgspec's sentence (``Expected `int`, got `str` - at `$.amount```) with the path as the client sent it."""
+def misfit(message: str, root: str = "$.payload") -> InvalidPayload:
+    """msgspec's sentence (``Expected `int`, got `str` - at `$.amount```) with the path as the client sent it, below
+    ``root``."""
     fault, _, place = message.partition(" - at ")
     inner = place.rsplit("`$", 1)[-1].rstrip("`") if "`$" in place else ""
     if place.startswith("`key`"):
         fault += " as a key"
-    return InvalidPayload.at(f"$.payload{inner}", fault.replace("`", ""))
+    return InvalidPayload.at(f"{root}{inner}", fault.replace("`", ""))

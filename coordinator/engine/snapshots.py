@@ -23,13 +23,14 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from coordinator.admission.receipts import RECEIPT_BYTES, Receipts, below
+from coordinator.engine import asleep
 from coordinator.engine.engine import Engine
 from coordinator.engine.quarantine import Quarantine
 from coordinator.engine.state import Command
 from coordinator.errors import CorruptLog
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import ID_LENGTH_MAX, CommandId, position
-from coordinator.model.records import SCHEMA, CommandRecord, Link, Piece, Registered, Snapshot
+from coordinator.model.records import SCHEMA, CommandRecord, Link, Piece, Registered, Schedule, Snapshot
 from coordinator.wire.codec import decode, encode, read, stored
 
 PART_BYTES: Final = 512 * 1024  # of an encoded part: two fit into an append, and one under every broker's limit
@@ -46,6 +47,7 @@ class _Shelf(Enum):
     """Where in a part an item goes."""
 
     DEFINITIONS = "definitions"
+    SCHEDULES = "schedules"
     QUARANTINE = "quarantine"
     COMMANDS = "commands"
     RECEIPTS = "receipts"
@@ -89,28 +91,36 @@ def cut(
     ``covered`` or later is left out of it.
     """
     shard = engine.shards.get(partition)
-    commands = list((engine.replaying.get(partition, {}) if shard is None else shard.commands).values())
+    commands = list((engine.replaying.get(partition, {}) if shard is None else shard.commands).items())
     definitions = list(engine.definitions.get(partition, {}).values())
+    schedules = list(engine.schedules.pieces(partition))
     quarantine = engine.quarantined[partition].pieces(header.covered)
-    items = _items(header.covered, definitions, quarantine, commands, receipts)
+    items = _items(header.covered, definitions, schedules, quarantine, commands, receipts)
     return _parts(header, list(chain), items, part_bytes)
 
 
 def _items(
     covered: int,
     definitions: Iterable[tuple[int, Registered]],
+    schedules: Iterable[tuple[int, Schedule]],
     quarantine: Iterable[Piece],
-    commands: Iterable[Command],
+    commands: Iterable[tuple[CommandId, Command | bytes]],
     receipts: Iterable[bytes],
 ) -> Iterator[_Item]:
     """All that the Snapshot holds, in the order in which it is put back."""
     for offset, definition in definitions:
         yield _Shelf.DEFINITIONS, _NOBODY, offset, encode(definition)
+    for offset, scheduled in schedules:
+        yield _Shelf.SCHEDULES, _NOBODY, offset, encode(scheduled)
     for offset, entry in quarantine:
         yield _Shelf.QUARANTINE, _NOBODY, offset, entry
-    for command in commands:
+    for id, command in commands:
+        if isinstance(command, bytes):  # asleep: all that it has was recorded before
+            for offset, data in asleep.unpacked(command).pieces:
+                yield _Shelf.COMMANDS, id, offset, data
+            continue
         for offset, record in _uncompleted(command, covered):
-            yield _Shelf.COMMANDS, command.id, offset, stored(record)
+            yield _Shelf.COMMANDS, id, offset, stored(record)
     for receipt in below(receipts, covered):
         yield _Shelf.RECEIPTS, _NOBODY, 0, receipt
 
@@ -132,7 +142,9 @@ class _Part:
     def __init__(self, room: int) -> None:
         self.room = room
         self.empty = True
-        self.shelves: dict[_Shelf, list[Piece]] = {_Shelf.DEFINITIONS: [], _Shelf.QUARANTINE: []}
+        self.shelves: dict[_Shelf, list[Piece]] = {
+            shelf: [] for shelf in (_Shelf.DEFINITIONS, _Shelf.SCHEDULES, _Shelf.QUARANTINE)
+        }
         self.commands: list[tuple[CommandId, list[Piece]]] = []
         self.receipts = bytearray()
 
@@ -194,12 +206,13 @@ def _record(header: Header, part: _Part, number: int, *, parts: int = 0, chain: 
         quarantine=part.shelves[_Shelf.QUARANTINE],
         receipts=bytes(part.receipts),
         chain=chain or [],
+        schedules=part.shelves[_Shelf.SCHEDULES],
     )
 
 
 def records_in(part: Snapshot) -> int:
     """How many records must be put back from a part: what `recovery.due` weighs."""
-    return len(part.definitions) + sum(len(pieces) for _, pieces in part.commands)
+    return len(part.definitions) + len(part.schedules) + sum(len(pieces) for _, pieces in part.commands)
 
 
 # ---------------------------------------------------------------- putting back
@@ -276,6 +289,9 @@ def restore(engine: Engine, partition: int, whole: Whole) -> Iterator[int]:
     engine.quarantined[partition] = Quarantine.restored(whole.quarantine())
     count = 0
     for _, offset, data in _joined(_shelf(part.definitions) for part in whole.parts):
+        engine.apply(partition, offset, decode(data, partition=partition, offset=offset))
+        count += 1
+    for _, offset, data in _joined(_shelf(part.schedules) for part in whole.parts):
         engine.apply(partition, offset, decode(data, partition=partition, offset=offset))
         count += 1
     for id, offset, data in _joined(_histories(part) for part in whole.parts):

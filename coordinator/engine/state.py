@@ -16,10 +16,11 @@ from coordinator.engine.stepper import Execution
 from coordinator.model.command import State
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
-from coordinator.model.records import CommandRecord, Failure, Finished, Submitted
+from coordinator.model.records import CommandRecord, Control, Failure, Finished, Signal, Submitted
 
 if TYPE_CHECKING:
     from coordinator.engine.service import Work
+    from coordinator.saga import CommandType
 
 
 class Contrary(Enum):
@@ -29,12 +30,24 @@ class Contrary(Enum):
     DEADLINE = "deadline_exceeded"
 
 
+class Moment(Enum):
+    """What the trail says of a step besides outcomes, failures and signals."""
+
+    FIRED = "fired"  # its time has come
+    UNDONE = "undone"
+    RELEASED = "released"  # an operator lets exec go on from a Hold
+
+
+Answer = Raw | Failure | Signal | Moment
+
+
 class Step:
     """The fold of one step's records, and of its undo's.
 
     ``attempts`` and ``undo_attempts`` count answered calls (folded by maximum).  ``parked`` says that the step, or
-    its undo where ``outcome`` is set, is a dead letter.  ``released_at`` is when an operator last asked for another
-    try (ms).
+    its undo where ``outcome`` is set, is a dead letter; ``held`` that it is no step, but a savepoint that exec has
+    stopped at, and ``in_doubt`` that nobody knows whether it has taken effect.  ``released_at`` is when an operator
+    last asked for another try (ms); ``forgiven`` and ``undo_forgiven`` are attempts from before, which do not count.
     """
 
     __slots__ = (
@@ -42,6 +55,9 @@ class Step:
         "attempts",
         "failed",
         "failure",
+        "forgiven",
+        "held",
+        "in_doubt",
         "input",
         "outcome",
         "parked",
@@ -49,6 +65,7 @@ class Step:
         "retry_at",
         "service",
         "undo_attempts",
+        "undo_forgiven",
         "undo_input",
         "undone",
         "undone_by",
@@ -69,6 +86,10 @@ class Step:
         self.undo_input: Raw | None = None
         self.released_at = 0
         self.answered_at = 0
+        self.held = False
+        self.in_doubt = False
+        self.forgiven = 0
+        self.undo_forgiven = 0
 
     @property
     def undoing(self) -> bool:
@@ -80,8 +101,10 @@ class Command:
     """One uncompleted command.
 
     ``trail`` is what `Execution` is fed, in log order: ``(step, time, answer)`` where the answer is the Outcome's raw
-    value or the Failure of a step that has failed for good.  ``standing`` names the steps whose recorded outcome is not
-    undone, in log order too.  ``fed`` (volatile) is how much of the trail the present execution has seen.
+    value, the Failure of a step that has failed for good, a Signal (then the name is the Signal's), or a Moment.
+    ``standing`` names the steps whose recorded outcome is not undone, in log order too.  ``moves`` counts the records
+    folded, ``errors`` those of them that tell of an error since the command was last resumed.  ``fed`` (volatile) is
+    how much of the trail the present execution has seen.
     """
 
     __slots__ = (
@@ -89,29 +112,44 @@ class Command:
         "calls_made",
         "contrary",
         "contrary_at",
+        "contrary_why",
         "dead_letters",
+        "errors",
         "execution",
+        "expected",
         "failure",
         "fed",
         "finished",
         "finishing",
         "history",
         "id",
+        "moves",
         "offset",
+        "on_the_way",
+        "parked_at",
         "partition",
         "paused",
+        "paused_at",
+        "paused_auto",
         "poison",
         "proposed",
         "quarantined",
         "reason",
         "rerun_at",
         "rerun_blocked",
+        "revision",
+        "senseless",
+        "signal_ids",
         "skip_parked",
         "standing",
+        "started_at",
         "steps",
         "submitted",
         "touched",
         "trail",
+        "type",
+        "waits",
+        "wake_at",
         "work",
     )
 
@@ -123,6 +161,7 @@ class Command:
         self.quarantined: Failure | None = None  # a record of it cannot be read or applied: it waits for its operator
         self.history: list[tuple[int, CommandRecord | Damaged]] = []
         self.touched = submitted.at  # time of the last record
+        self.revision = 1
         self.clear()
         # volatile
         self.execution: Execution | None = None
@@ -130,6 +169,12 @@ class Command:
         self.failure: Failure | None = None  # why the way forward ended; derived from the execution or from `contrary`
         self.finishing = False  # Finished is on its way to the log
         self.proposed: str | None = None  # the step whose dead letter is on its way to the log ("" for poison)
+        self.on_the_way: set[tuple[str, str]] = set()  # Timers, and Controls of our own, that the log does not have yet
+        self.wake_at = 0.0  # when it is to be decided on again, for the sake of time
+        self.expected = 0  # records that somebody outside has asked for, and waits for
+        self.senseless: Control | None = None  # the last request of an operator that came too late to change anything
+        self.type: CommandType | None = None  # once it has been looked up
+        self.waits: tuple[str, ...] = ()  # what it waits for, where nothing else is to be done
         self.work: dict[str, Work] = {}
         self.calls_made = 0
         self.rerun_at = 0.0  # exec itself raised Delayed or Blocked: run it again then
@@ -140,21 +185,34 @@ class Command:
         self.steps: dict[str, Step] = {}
         self.standing: list[str] = []
         self.dead_letters = 0  # how many of its steps are parked
-        self.trail: list[tuple[str, int, Raw | Failure]] = []
+        self.trail: list[tuple[str, int, Answer]] = []
+        self.signal_ids: set[str] = set()
+        self.moves = 0
+        self.errors = 0
+        self.started_at: int | None = None if self.submitted.start_at else self.submitted.at
         self.contrary: Contrary | None = None
         self.contrary_at = 0  # how much of the trail came before the contrary decision
+        self.contrary_why = ""
         self.poison: Failure | None = None
+        self.parked_at = 0
         self.paused = False
+        self.paused_at = 0
+        self.paused_auto = False  # nobody asked for it
         self.aborted = False
         self.skip_parked = False
         self.reason = ""
         self.finished: Finished | None = None
 
     @property
+    def begins_at(self) -> int:
+        """When it has begun, or will: its own delay comes first (ms)."""
+        return self.submitted.start_at if self.started_at is None else self.started_at
+
+    @property
     def deadline(self) -> int | None:
         """When the command's own deadline passes (ms since 1970)."""
         timeout = self.submitted.timeout
-        return None if timeout is None else self.submitted.at + timeout
+        return None if timeout is None else self.begins_at + timeout
 
     def step(self, name: str, service: str) -> Step:
         step = self.steps.get(name)
@@ -166,6 +224,37 @@ class Command:
         """Makes a step a dead letter, or ends its being one; counted, since the state is asked for at each record."""
         self.dead_letters += parked - step.parked
         step.parked = parked
+
+    def turn(self, contrary: Contrary, at: int, why: str = "") -> None:
+        """Ends the way forward, from outside.  What is known to have failed has failed; steps in doubt that were given
+        up are asked again, so that all that was done can be undone; an undo that is parked stays so."""
+        self.poison = None
+        if self.contrary is None:
+            self.contrary = contrary
+            self.contrary_at = len(self.trail)
+            self.contrary_why = why
+        for name, step in self.steps.items():
+            if not step.parked or step.undoing:
+                continue
+            self.park(step, parked=False)
+            step.released_at = at
+            if step.failure is not None and not (step.in_doubt or step.held):
+                step.failed = True
+                self.trail.append((name, at, step.failure))
+
+    def took_back(self, name: str, step: Step, at: int, *, by: str) -> None:
+        """The step's effect is undone, by the service or (``by``) by hand."""
+        step.undone = True
+        if self.standing[-1] == name:  # as nearly always: undone in reverse order
+            self.standing.pop()
+        else:
+            self.standing.remove(name)
+        step.undone_by = by
+        step.failure = None
+        self.park(step, parked=False)
+        step.retry_at = 0
+        step.answered_at = at
+        self.trail.append((name, at, Moment.UNDONE))
 
     @property
     def parked(self) -> bool:
@@ -190,6 +279,8 @@ class Command:
             return State.DEAD_LETTER
         if self.ending:
             return State.COMPENSATING
+        if self.waits:
+            return State.WAITING
         shown = State.RUNNING
         for work in self.work.values():
             if work.blocked:
@@ -203,7 +294,7 @@ class Command:
     @property
     def holds_slot(self) -> bool:
         """Running, delayed, blocked and compensating commands hold a slot; waiting ones do not (DESIGN section 1)."""
-        return self.finished is None and not self.paused and not self.parked
+        return self.finished is None and not (self.paused or self.parked or self.waits)
 
     @property
     def recorded(self) -> bool:

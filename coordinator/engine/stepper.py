@@ -1,14 +1,18 @@
 """Steps a command's ``exec``: a tree of plain coroutines, driven by ``send`` and ``throw``.
 
-``exec`` yields what it awaits (`saga.StepCall`, `Skip`, `Fork`, `Gate`); an Execution answers from what the log has
-recorded, and keeps what is not recorded yet as *pending*.  The engine feeds outcomes, failures and a stop in log
-order; the same feed always leads to the same pending steps, which is what makes a crash invisible: a new Execution
-fed from the start stands where the old one stood.
+``exec`` yields what it awaits (`coordinator.awaitables`); an Execution answers from what the log has recorded, and
+keeps what is not recorded yet: *pending* steps, which are to be called, *waits*, which somebody outside or time
+answers, and *holds*, which an operator releases.  The engine feeds what was recorded in log order; the same feed always
+leads to the same state, which is what makes a crash invisible: a new Execution fed from the start stands where the old
+one stood.
 
 A branch that fails throws into the coroutine that forked it, at once.  What the other branches had under way is then
-*orphaned*: nobody waits for it, but it may have taken effect, so the engine resolves it and undoes it (DESIGN section
-4, "a step in doubt").  A stop (cancel, deadline) orphans everything that is pending.  Not in doubt is a step that was
-issued and abandoned within one feed: nobody ever saw it pending, so nobody can have called it.
+*orphaned*: nobody waits for it, but it may have taken effect, so the engine resolves it (DESIGN section 4, "a step in
+doubt"), and what turns out to have been done is *unwanted*: it is undone while exec goes on.  A branch that is
+discarded leaves all that it has done unwanted.  A stop (cancel, deadline) orphans everything that is pending.  Not in
+doubt is a step that was issued and abandoned within one feed: nobody ever saw it pending, so nobody can have called it.
+
+Signals that nobody waits for yet are kept by name, in the order in which they came.
 
 A mistake that replay could not survive (`misuse`) ends the run for good, whatever ``exec`` would make of it: a loop
 that catches every exception must not spin for ever inside the daemon.
@@ -17,59 +21,103 @@ that catches every exception must not spin for ever inside the daemon.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from coordinator.awaitables import Fork, Gate, Skip, StepCall
+from coordinator.awaitables import (
+    Branch,
+    Discard,
+    Ended,
+    Fork,
+    Gate,
+    Group,
+    Hold,
+    Skip,
+    Start,
+    StepCall,
+    Unwound,
+    Wait,
+)
 from coordinator.engine import faults
+from coordinator.engine.mailbox import Mailbox
 from coordinator.engine.misuse import AWAITS_MAX, STEPS_MAX, MisusedSaga, check
-from coordinator.model.records import Failure
+from coordinator.engine.waits import Answered, decided, timed_out
+from coordinator.model.records import Failure, Signal
 from coordinator.saga import Saga, StepFailed
 
 _decode = msgspec.msgpack.decode
 
 
 class _Join:
-    """A fork under way: who waits for it and what its branches have returned."""
+    """Branches under way: who waits for them and what they have returned.
 
-    __slots__ = ("failed", "remaining", "results", "waiter")
+    ``waiter`` is the fiber that waits now: that of a Fork from the beginning, that of a Group once it awaits Ended.
+    ``listeners`` are not waited for.
+    """
 
-    def __init__(self, waiter: _Fiber, size: int) -> None:
+    __slots__ = ("error", "failed", "listeners", "owner", "remaining", "results", "waiter")
+
+    def __init__(self, waiter: _Fiber | None, size: int) -> None:
         self.waiter = waiter
-        self.results: list[Any] = [None] * size
+        self.owner: _Fiber | None = None  # who began a Group: with it, its branches end
+        self.results: list[Any] | None = None if waiter is None else [None] * size
         self.remaining = size
         self.failed = False
+        self.error: BaseException | None = None
+        self.listeners = 0
 
 
 class _Fiber:
-    """One coroutine of the tree, and its place in the fork that started it."""
+    """One coroutine of the tree; ``parent`` is the one that began it, also when that has ended."""
 
-    __slots__ = ("coroutine", "index", "join")
+    __slots__ = ("branch", "coroutine", "index", "join", "listens", "parent", "started")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], join: _Join | None = None, index: int = 0) -> None:
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        parent: _Fiber | None = None,
+        join: _Join | None = None,
+        index: int = 0,
+        branch: Branch | None = None,
+        *,
+        listens: bool = False,
+    ) -> None:
         self.coroutine = coroutine
+        self.parent = parent
         self.join = join
         self.index = index
+        self.branch = branch
+        self.listens = listens
+        self.started = False  # branches of its own, which end with it
 
     def under(self, join: _Join) -> bool:
         fiber: _Fiber | None = self
-        while fiber is not None and fiber.join is not None:
+        while fiber is not None:
             if fiber.join is join:
                 return True
-            fiber = fiber.join.waiter
+            fiber = fiber.parent
+        return False
+
+    def within(self, roots: Iterable[_Fiber]) -> bool:
+        """Whether it is one of the ``roots``, or was begun under one."""
+        fiber: _Fiber | None = self
+        while fiber is not None:
+            if fiber in roots:
+                return True
+            fiber = fiber.parent
         return False
 
 
 class Pending:
-    """A step that was issued and has no recorded outcome; ``since`` is the time of the record that led to it (ms)."""
+    """A step, a wait or a hold that is not answered yet; ``since`` is the time of the record that led to it (ms)."""
 
     __slots__ = ("call", "fiber", "name", "since")
 
-    def __init__(self, name: str, call: StepCall, fiber: _Fiber, since: int) -> None:
+    def __init__(self, name: str, call: Any, fiber: _Fiber, since: int) -> None:
         self.name = name
         self.call = call
         self.fiber = fiber
@@ -79,35 +127,48 @@ class Pending:
 class Execution:
     """One run of a command's ``exec``.
 
-    ``pending`` and ``orphans`` map a step's name to what is to be called; ``calls`` has every step issued so far (an
-    undo needs its step's call); ``skipped`` those left out by a condition, ``lost`` those that were answered when
-    nobody waited for them any more.  When ``done``, either ``error`` is set or ``result`` counts.
+    ``pending`` and ``orphans`` map a step's name to what is to be called (each ``call`` is a StepCall), ``waits`` and
+    ``holds`` to what is not (a Wait, a Hold).  ``calls`` has every step issued so far (an undo needs its step's call),
+    ``waited`` every wait with its answer, ``skipped`` the steps left out by a condition.  ``unwanted`` are steps whose
+    recorded outcome is to be undone although exec goes on.  When ``done``, either ``error`` is set or ``result``
+    counts.
     """
 
     __slots__ = (
         "_awaits_left",
         "_fibers",
         "_issued",
+        "_issuers",
+        "_kept",
+        "_mailbox",
         "_names",
         "_parked",
         "_queue",
+        "_recorded",
         "_root",
         "_saga",
+        "_unwinding",
         "calls",
         "done",
         "error",
-        "lost",
+        "holds",
         "orphans",
         "pending",
         "result",
         "skipped",
+        "unwanted",
+        "waited",
+        "waits",
     )
 
     def __init__(self, start: Callable[[Saga], Coroutine[Any, Any, Any]], saga: Saga) -> None:
         self.pending: dict[str, Pending] = {}
         self.orphans: dict[str, Pending] = {}
-        self.lost: set[str] = set()
+        self.waits: dict[str, Pending] = {}
+        self.holds: dict[str, Pending] = {}
+        self.unwanted: dict[str, None] = {}
         self.calls: dict[str, StepCall] = {}
+        self.waited: dict[str, Answered] = {}
         self.skipped: dict[str, str] = {}
         self.done = False
         self.result: Any = None
@@ -115,40 +176,97 @@ class Execution:
         self._saga = saga
         self._names: dict[str, int] = {}
         self._issued: set[str] = set()  # by the present feed: nobody can have called these
+        self._issuers: dict[str, _Fiber] = {}
+        self._recorded: set[str] = set()  # steps whose outcome is known
+        self._kept: set[str] = set()  # orphans whose outcome is to stay
+        self._mailbox = Mailbox()
         self._awaits_left = AWAITS_MAX
         self._parked: list[tuple[Gate, _Fiber]] = []
+        self._unwinding: list[tuple[_Fiber, tuple[_Fiber, ...]]] = []  # who waits, for what was under which branches
         self._queue: deque[tuple[_Fiber, Any, BaseException | None]] = deque()
         self._root = _Fiber(_started(start, saga))
         self._fibers: set[_Fiber] = {self._root}
         self._resume(self._root, None)
         self._run()
 
+    @property
+    def waiting(self) -> list[Pending]:
+        """The waits that exec needs to go on, in the order in which they began."""
+        return [waiting for waiting in self.waits.values() if not waiting.call.listens]
+
+    @property
+    def names(self) -> Collection[str]:
+        """Everything that it has issued, in that order: steps, waits and holds."""
+        return self._issuers.keys()
+
     # ------------------------------------------------------------ the feed, in log order
 
     def outcome(self, name: str, value: Raw, at: int) -> None:
         """The step's recorded outcome."""
-        waiting = self._answered(name, at)
-        if waiting is None:
-            return
-        into = waiting.call.into
-        try:
-            result = _decode(value) if into is None else _decode(value, type=into)
-        except msgspec.ValidationError as error:
-            shape = getattr(into, "__name__", str(into))
-            failure = Failure("bad_outcome", f"the outcome is no {shape}: {faults.message_of(error)}", step=name)
-            self._throw(waiting.fiber, StepFailed(name, failure))
-        except Exception as error:  # of the type's own code
-            self._throw(waiting.fiber, error)
-        else:
-            self._resume(waiting.fiber, result)
+        orphan = self._heard(name, at)
+        self._recorded.add(name)
+        if orphan and name not in self._kept:
+            self._unwant(name)
+        waiting = self.pending.pop(name, None)
+        if waiting is not None:
+            self._deliver(waiting, value)
         self._run()
 
     def failed(self, name: str, failure: Failure, at: int) -> None:
         """The step has failed for good."""
-        waiting = self._answered(name, at)
+        self._heard(name, at)
+        waiting = self.pending.pop(name, None)
         if waiting is not None:
             self._throw(waiting.fiber, StepFailed(name, failure))
+        self._run()
+
+    def undone(self, name: str, at: int) -> None:
+        """The step's undo is recorded."""
+        self._now(at)
+        self._recorded.discard(name)
+        if name in self.unwanted:
+            del self.unwanted[name]
             self._run()
+
+    def signal(self, record: Signal) -> None:
+        """Data for whoever waits for it, now or later; a decision counts only for who waits for it now."""
+        self._now(record.at)
+        if self.done:
+            return
+        if record.channel == "decision":
+            waiting = self.waits.get(record.name)
+            if waiting is not None and waiting.call.kind == "decision":
+                self._decide(waiting, decided(record), record.at)
+        else:
+            self._mailbox.put(record, wanted=self._wait_for(record.name) is not None)
+            self._collect(record.name)
+        self._run()
+
+    def timer(self, name: str, at: int) -> None:
+        """The time of a wait, or a step's deadline, has come."""
+        self._now(at)
+        waiting = self.waits.get(name)
+        if waiting is not None:
+            self._time_out(waiting, at)
+        elif (late := self.pending.pop(name, None)) is not None:
+            self.orphans[name] = late
+            failure = Failure("deadline_exceeded", f"the step did not end within {late.call.deadline}", step=name)
+            self._throw(late.fiber, StepFailed(name, failure))
+        elif name not in self.calls and name not in self.waited and not self.done:
+            self._changed(name)
+        self._run()
+
+    def released(self, name: str, at: int) -> None:
+        """An operator lets exec go on after a Hold."""
+        self._now(at)
+        held = self.holds.pop(name, None)
+        if held is not None:
+            self._resume(held.fiber, None)
+            self._run()
+
+    def redundant(self, record: Signal) -> bool:
+        """Whether the data would change nothing: the same as the last, and nobody waits for another."""
+        return self._mailbox.redundant(record, wanted=self._wait_for(record.name) is not None)
 
     def stop(self) -> None:
         """A contrary decision: nothing more is run; what is pending is in doubt."""
@@ -157,19 +275,78 @@ class Execution:
             self._issued.clear()
             self._abandon(_everything)
 
-    # ------------------------------------------------------------ the tree
+    # ------------------------------------------------------------ answers
 
-    def _answered(self, name: str, at: int) -> Pending | None:
+    def _now(self, at: int) -> None:
         self._saga.now = at
         self._issued.clear()
+
+    def _heard(self, name: str, at: int) -> bool:
+        """Something is known of the step now; tells whether nobody waited for it any more."""
+        self._now(at)
         if name not in self.calls and not self.done:
-            self._mistaken(
-                f"the log has an answer of step {name!r}, which exec does not issue any more: it must lead to the same "
-                "steps for as long as its commands are under way; change it under a new version"
+            self._changed(name)
+        return self.orphans.pop(name, None) is not None
+
+    def _changed(self, name: str) -> None:
+        self._mistaken(
+            f"the log has an answer of step {name!r}, which exec does not issue any more: it must lead to the same "
+            "steps for as long as its commands are under way; change it under a new version"
+        )
+
+    def _deliver(self, waiting: Pending, value: Raw) -> None:
+        into = waiting.call.into
+        try:
+            result = _decode(value) if into is None else _decode(value, type=into)
+        except msgspec.ValidationError as error:
+            shape = getattr(into, "__name__", str(into))
+            failure = Failure(
+                "bad_outcome", f"the outcome is no {shape}: {faults.message_of(error)}", step=waiting.name
             )
-        if self.orphans.pop(name, None) is not None:
-            self.lost.add(name)
-        return self.pending.pop(name, None)
+            self._throw(waiting.fiber, StepFailed(waiting.name, failure))
+        except Exception as error:  # of the type's own code
+            self._throw(waiting.fiber, error)
+        else:
+            self._resume(waiting.fiber, result)
+
+    def _wait_for(self, channel: str) -> Pending | None:
+        """Who has waited longest for data of this name."""
+        for waiting in self.waits.values():
+            if waiting.call.kind == "data" and waiting.call.channel == channel:
+                return waiting
+        return None
+
+    def _collect(self, channel: str) -> None:
+        """Hands kept data to those who wait for it."""
+        while (waiting := self._wait_for(channel)) is not None and (kept := self._mailbox.take(channel)) is not None:
+            del self.waits[waiting.name]
+            answer = self.waited[waiting.name]
+            answer.value, answer.at, answer.by = kept.value, self._saga.now, kept.by
+            self._deliver(waiting, kept.value)
+
+    def _decide(self, waiting: Pending, decision: Any, at: int) -> None:
+        del self.waits[waiting.name]
+        answer = self.waited[waiting.name]
+        failure = answer.decided(waiting, decision, at)
+        if failure is None:
+            self._resume(waiting.fiber, decision)
+        else:
+            self._throw(waiting.fiber, failure)
+
+    def _time_out(self, waiting: Pending, at: int) -> None:
+        decision = timed_out(waiting.call, at)
+        if decision is not None:
+            self._decide(waiting, decision, at)
+            return
+        del self.waits[waiting.name]
+        answer = self.waited[waiting.name]
+        failure = answer.ran_out(waiting, at)
+        if failure is None:
+            self._resume(waiting.fiber, None)
+        else:
+            self._throw(waiting.fiber, failure)
+
+    # ------------------------------------------------------------ the tree
 
     def _resume(self, fiber: _Fiber, value: Any) -> None:
         self._queue.append((fiber, value, None))
@@ -184,13 +361,15 @@ class Execution:
                 fiber, value, error = queue.popleft()
                 if fiber in self._fibers:
                     self._advance(fiber, value, error)
-            if self.done or not self._parked or not self._open_gates():
+            if self.done or not (self._open_gates() or self._unwound()):
                 break
-        if not self.done and not self.pending and self._parked:
+        if self._parked and not (self.done or self.pending or self.waits or self.holds or self._unwinding):
             self._mistaken("exec waits for a Gate that no branch can open any more")
 
     def _open_gates(self) -> bool:
         """Resumes who waits for a gate that is open now; tells whether anybody did."""
+        if not self._parked:
+            return False
         opened = [(gate, fiber) for gate, fiber in self._parked if gate.opened]
         if opened:
             self._parked = [(gate, fiber) for gate, fiber in self._parked if not gate.opened]
@@ -213,18 +392,11 @@ class Execution:
 
     def _awaits(self, fiber: _Fiber, awaited: Any) -> None:
         self._awaits_left -= 1
-        kind = type(awaited)
+        handler = _AWAITED.get(type(awaited))
         if not self._awaits_left:
             self._mistaken(f"exec awaited {AWAITS_MAX} times: it is in a loop that does not end", fiber)
-        elif kind is StepCall:
-            self._step(fiber, awaited)
-        elif kind is Skip:
-            self.skipped[self._name(awaited.name)] = awaited.service
-            self._resume(fiber, None)
-        elif kind is Fork:
-            self._fork(fiber, awaited)
-        elif kind is Gate:
-            self._parked.append((awaited, fiber))
+        elif handler is not None:
+            handler(self, fiber, awaited)
         else:
             self._mistaken(
                 f"exec awaited {awaited!r}; it may only await what the saga gives (saga.step, saga.all): put other I/O "
@@ -232,29 +404,58 @@ class Execution:
                 fiber,
             )
 
+    # ------------------------------------------------------------ what exec awaits
+
     def _step(self, fiber: _Fiber, call: StepCall) -> None:
-        if len(self.calls) >= STEPS_MAX:
+        name = self._issue(fiber, call)
+        if name is not None:
+            self.calls[name] = call
+            self.pending[name] = Pending(name, call, fiber, self._saga.now)
+            self._issued.add(name)
+
+    def _wait(self, fiber: _Fiber, wait: Wait) -> None:
+        name = self._issue(fiber, wait)
+        if name is not None:
+            self.waits[name] = Pending(name, wait, fiber, self._saga.now)
+            self.waited[name] = Answered(wait, self._saga.now)
+            if wait.kind == "data":
+                self._collect(wait.channel)
+
+    def _hold(self, fiber: _Fiber, hold: Hold) -> None:
+        name = self._issue(fiber, hold)
+        if name is not None:
+            self.holds[name] = Pending(name, hold, fiber, self._saga.now)
+
+    def _issue(self, fiber: _Fiber, call: StepCall | Wait | Hold) -> str | None:
+        """The name under which the log will know it; None for a mistake, which ends the run."""
+        if len(self._issuers) >= STEPS_MAX:
             self._mistaken(f"a command has at most {STEPS_MAX} steps", fiber)
-            return
+            return None
         try:
             check(call)
         except MisusedSaga as mistake:
             self._mistaken(str(mistake), fiber)
-            return
+            return None
         name = self._name(call.name)
-        self.calls[name] = call
-        self.pending[name] = Pending(name, call, fiber, self._saga.now)
-        self._issued.add(name)
+        self._issuers[name] = fiber
+        return name
 
     def _name(self, wanted: str) -> str:
         """A repeated step has a name of its own (``charge#2``), hence its own key."""
         count = self._names.get(wanted, 0) + 1
         name = wanted if count == 1 else f"{wanted}#{count}"
-        while name in self.calls or name in self.skipped:  # its author has used the very name that we would give
+        while name in self._issuers or name in self.skipped:  # its author has used the very name that we would give
             count += 1
             name = f"{wanted}#{count}"
         self._names[wanted] = count
         return name
+
+    def _skip(self, fiber: _Fiber, skip: Skip) -> None:
+        self.skipped[self._name(skip.name)] = skip.service
+        self._resume(fiber, None)
+
+    def _gate(self, fiber: _Fiber, gate: Gate) -> None:
+        self._parked.append((gate, fiber))
 
     def _fork(self, waiter: _Fiber, fork: Fork) -> None:
         if not fork.branches:
@@ -263,26 +464,116 @@ class Execution:
         join = _Join(waiter, len(fork.branches))
         for index, branch in enumerate(fork.branches):
             coroutine = branch if isinstance(branch, Coroutine) else _awaiting(branch)
-            child = _Fiber(coroutine, join, index)
-            self._fibers.add(child)
-            self._resume(child, None)
+            self._begin(_Fiber(coroutine, waiter, join, index))
+
+    def _start(self, parent: _Fiber, start: Start) -> None:
+        join = _join_of(start.group)
+        owner = join.owner = join.owner or parent
+        owner.started = True
+        branch = Branch()
+        fiber = branch.fiber = _Fiber(start.coroutine, owner, join, 0, branch, listens=start.listens)
+        if start.listens:
+            join.listeners += 1
+        else:
+            join.remaining += 1
+        self._resume(parent, branch)  # before the branch runs: what it does may need to know it
+        self._begin(fiber)
+
+    def _begin(self, fiber: _Fiber) -> None:
+        self._fibers.add(fiber)
+        self._resume(fiber, None)
+
+    def _ended(self, waiter: _Fiber, ended: Ended) -> None:
+        join = _join_of(ended.group)
+        if join.error is not None:
+            self._throw(waiter, join.error)
+        elif join.remaining:
+            join.waiter = waiter
+        else:
+            self._join_ended(join, waiter)
+
+    def _discard(self, fiber: _Fiber, discard: Discard) -> None:
+        self._give_up(discard.branches, undo=discard.undo)
+        self._resume(fiber, None)
+
+    def _unwind(self, waiter: _Fiber, unwound: Unwound) -> None:
+        roots = self._give_up(unwound.branches, undo=True)
+        self._unwinding.append((waiter, roots))
+
+    def _give_up(self, branches: tuple[Branch, ...], *, undo: bool) -> tuple[_Fiber, ...]:
+        """Ends the branches, and makes what they did unwanted."""
+        roots = tuple(branch.fiber for branch in branches)
+        for branch in branches:
+            fiber = branch.fiber
+            if fiber in self._fibers:
+                branch.done = True
+                self._left(fiber)
+        self._abandon(lambda other: other.within(roots))
+        for name in [name for name, issuer in self._issuers.items() if issuer.within(roots)]:
+            if not undo:
+                self._kept.add(name)
+                continue
+            self._kept.discard(name)
+            if name in self._recorded:
+                self._unwant(name)
+        return roots
+
+    def _unwant(self, name: str) -> None:
+        if self.calls[name].undo is not None:
+            self.unwanted[name] = None
+
+    def _unwound(self) -> bool:
+        """Resumes who waits for an unwinding that is over; tells whether anybody did."""
+        if not self._unwinding:
+            return False
+        over = [each for each in self._unwinding if not self._unwinds(each[1])]
+        for each in over:
+            self._unwinding.remove(each)
+            self._resume(each[0], None)
+        return bool(over)
+
+    def _unwinds(self, roots: tuple[_Fiber, ...]) -> bool:
+        return any(self._issuers[name].within(roots) for names in (self.orphans, self.unwanted) for name in names)
+
+    # ------------------------------------------------------------ ends
 
     def _returned(self, fiber: _Fiber, value: Any) -> None:
-        self._fibers.discard(fiber)
+        self._leave(fiber)
+        if fiber.branch is not None:
+            fiber.branch.done, fiber.branch.result = True, value
         join = fiber.join
         if join is None:
             self.result = value
             self.done = True
             self._abandon(_everything)
             return
-        join.results[fiber.index] = value
+        if join.results is not None:
+            join.results[fiber.index] = value
+        self._left(fiber)
+
+    def _left(self, fiber: _Fiber) -> None:
+        """One branch less is waited for."""
+        join = fiber.join
+        assert join is not None
+        if fiber.listens:
+            join.listeners -= 1
+            return
         join.remaining -= 1
-        if not join.remaining:
-            self._resume(join.waiter, join.results)
+        if not join.remaining and join.waiter is not None and not join.failed:
+            self._join_ended(join, join.waiter)
+
+    def _join_ended(self, join: _Join, waiter: _Fiber) -> None:
+        join.waiter = None
+        if join.listeners:
+            join.listeners = 0
+            self._abandon(lambda other: other.under(join))
+        self._resume(waiter, join.results)
 
     def _raised(self, fiber: _Fiber, error: BaseException) -> None:
         """The branch ended with an error: it ends the fork, or the run."""
-        self._fibers.discard(fiber)
+        self._leave(fiber)
+        if fiber.branch is not None:
+            fiber.branch.done, fiber.branch.error = True, error
         join = fiber.join
         if faults.again(error):
             self._issued.clear()  # an earlier run over the same records may have gone on, and called them
@@ -293,7 +584,16 @@ class Execution:
         elif not join.failed:
             join.failed = True
             self._abandon(lambda other: other.under(join))
-            self._throw(join.waiter, error)
+            if join.waiter is not None:
+                self._throw(join.waiter, error)
+            else:
+                join.error = error
+
+    def _leave(self, fiber: _Fiber) -> None:
+        """The fiber has ended, and branches that it began and did not wait for end with it."""
+        self._fibers.discard(fiber)
+        if fiber.started:
+            self._abandon(lambda other: other.within((fiber,)))
 
     def _mistaken(self, text: str, fiber: _Fiber | None = None) -> None:
         """Ends the run as a mistake of its author.  It is raised in ``fiber`` first, so that the traceback shows the
@@ -306,20 +606,45 @@ class Execution:
         self._abandon(_everything)
 
     def _abandon(self, doomed: Callable[[_Fiber], bool]) -> None:
-        """Ends branches: what they had pending is orphaned, their coroutines are closed."""
+        """Ends branches: what they had pending is orphaned, what they waited for dropped, their coroutines closed."""
         for name, waiting in list(self.pending.items()):
             if doomed(waiting.fiber):
                 del self.pending[name]
                 if name not in self._issued:
                     self.orphans[name] = waiting
+        for dropped in (self.waits, self.holds):
+            for name in [name for name, waiting in dropped.items() if doomed(waiting.fiber)]:
+                del dropped[name]
         self._parked = [(gate, fiber) for gate, fiber in self._parked if not doomed(fiber)]
+        self._unwinding = [each for each in self._unwinding if not doomed(each[0])]
         for fiber in [fiber for fiber in self._fibers if doomed(fiber)]:
             self._fibers.discard(fiber)
             close(fiber.coroutine)
 
 
+_AWAITED: dict[type, Callable[[Execution, _Fiber, Any], None]] = {
+    StepCall: Execution._step,
+    Wait: Execution._wait,
+    Hold: Execution._hold,
+    Skip: Execution._skip,
+    Fork: Execution._fork,
+    Gate: Execution._gate,
+    Start: Execution._start,
+    Ended: Execution._ended,
+    Discard: Execution._discard,
+    Unwound: Execution._unwind,
+}
+
+
 def _everything(_fiber: _Fiber) -> bool:
     return True
+
+
+def _join_of(group: Group) -> _Join:
+    if group.join is None:
+        group.join = _Join(None, 0)
+    join: _Join = group.join
+    return join
 
 
 def _started(start: Callable[[Saga], Coroutine[Any, Any, Any]], saga: Saga) -> Coroutine[Any, Any, Any]:

@@ -26,6 +26,8 @@ _FORWARD: Final[dict[str, State]] = {
     "poison": State.DEAD_LETTER,
     "step failed": State.COMPENSATING,
     "deadline": State.COMPENSATING,
+    "stopped at a savepoint": State.DEAD_LETTER,
+    "errors counted": State.PAUSED,
     "finished": State.COMPLETED,
     "failed, nothing recorded": State.FAILED,
     Operation.PAUSE: State.PAUSED,
@@ -44,14 +46,17 @@ TRANSITIONS: Final[dict[State, dict[str, State]]] = {
         Operation.ABORT: State.ABORTED,
         "deadline": State.PAUSED,
         "poison": State.PAUSED,
+        "too long in this state": State.COMPENSATING,
     },
     State.DEAD_LETTER: {
         Operation.PAUSE: State.PAUSED,
         Operation.RETRY: State.RUNNING,
         Operation.REQUEUE: State.RUNNING,
+        Operation.RESOLVE: State.COMPENSATING,
         Operation.CANCEL: State.COMPENSATING,
         Operation.ABORT: State.ABORTED,
         "deadline": State.DEAD_LETTER,
+        "too long in this state": State.COMPENSATING,
     },
     State.COMPENSATING: {
         "undo delayed": State.COMPENSATING,
@@ -78,6 +83,11 @@ def legal(state: State, operation: str) -> bool:
 def legal_states(operation: str) -> list[str]:
     """The states in which ``operation`` is legal: what a 409 answer lists."""
     return [state.value for state, moves in TRANSITIONS.items() if operation in moves]
+
+
+def waiting_states() -> list[str]:
+    """The states in which data and decisions are taken: all that are not final."""
+    return [state.value for state in State if state not in FINAL]
 
 
 def diagram() -> str:

@@ -1,38 +1,26 @@
-"""How a command looks from outside: the view, the explanation, the history, the dead letters.  Reads state, changes
-nothing."""
+"""How a command looks from outside: the view, the history, the dead letters, the decisions.  Reads state, changes
+nothing.  (`engine.explain` has the reasons why it does not move.)"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine import waits
 from coordinator.engine.quarantine import BYTES_MAX, Entry
-from coordinator.engine.service import Stage
 from coordinator.engine.state import Command, Step
-from coordinator.model.command import CommandView, FailureView, State, StepState, StepView
+from coordinator.engine.waits import Answered
+from coordinator.model.command import CommandView, FailureView, StepState, StepView
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import position
+from coordinator.model.moments import timestamp
 from coordinator.model.records import NIL, Failure, Record
-from coordinator.wire.codec import AT_MAX
 
 _decode_value = msgspec.msgpack.Decoder(ext_hook=lambda _code, data: bytes(data)).decode
-
-
-@lru_cache(64)
-def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def timestamp(millis: float) -> str:
-    """RFC 3339 in UTC with milliseconds; what the calendar has no name for is its first or last moment."""
-    seconds, rest = divmod(min(max(0, int(millis)), AT_MAX), 1000)
-    return f"{_second(seconds)}.{rest:03d}Z"
 
 
 def shown(value: Raw) -> Any:
@@ -69,7 +57,7 @@ def command_view(command: Command, planned: Iterable[tuple[str, str]] = ()) -> C
         result=shown(finished.result) if finished else None,
         error=failure_view(failure),
         steps=_steps(command, planned),
-        waiting_for=[],
+        waiting_for=[] if finished else waiting_for(command),
         attributes=submitted.attributes,
         submitted_at=timestamp(submitted.at),
         finished_at=timestamp(finished.at) if finished else None,
@@ -78,7 +66,16 @@ def command_view(command: Command, planned: Iterable[tuple[str, str]] = ()) -> C
         payload=shown(submitted.payload),
         priority=submitted.priority,
         reason=command.reason or None,
+        revision=command.revision,
     )
+
+
+def waiting_for(command: Command) -> list[str]:
+    """What it waits for from outside, whatever else it is about: data by name, decisions and sleeps by step."""
+    if command.started_at is None:
+        return ["start"]
+    execution = command.execution
+    return [] if execution is None or command.ending else [waits.name_of(each) for each in execution.waiting]
 
 
 def _failure(command: Command) -> Failure | None:
@@ -98,8 +95,9 @@ def _steps(command: Command, planned: Iterable[tuple[str, str]]) -> list[StepVie
     execution = command.execution
     names = dict(planned)
     if execution is not None:
-        for name, call in execution.calls.items():
-            names.setdefault(name, call.request.service)
+        for name in execution.names:
+            call = execution.calls.get(name)
+            names.setdefault(name, "" if call is None else call.request.service)
         for name, service in execution.skipped.items():
             names.setdefault(name, service)
     for name, step in command.steps.items():
@@ -108,9 +106,13 @@ def _steps(command: Command, planned: Iterable[tuple[str, str]]) -> list[StepVie
 
 
 def _step(command: Command, name: str, service: str) -> StepView:
+    execution = command.execution
+    answered = None if execution is None else execution.waited.get(name)
+    if execution is not None and answered is not None:
+        return _wait(name, answered, waiting=name in execution.waits)
     step = command.steps.get(name)
     work = command.work.get(name)
-    skipped = command.execution is not None and name in command.execution.skipped
+    skipped = execution is not None and name in execution.skipped
     attempts = 0
     if step is not None:
         attempts = step.attempts
@@ -129,6 +131,20 @@ def _step(command: Command, name: str, service: str) -> StepView:
     )
 
 
+def _wait(name: str, answered: Answered, *, waiting: bool) -> StepView:
+    """A wait among the steps: what it waits for is its outcome when it is there."""
+    if waiting:
+        state = StepState.WAITING
+    elif answered.failure is not None:
+        state = StepState.FAILED
+    else:
+        state = StepState.SKIPPED if answered.value is None else StepState.SUCCEEDED
+    outcome = None if answered.value is None else shown(answered.value)
+    return StepView(
+        name=name, service="", state=state, attempts=0, outcome=outcome, error=failure_view(answered.failure)
+    )
+
+
 def _step_state(command: Command, name: str, step: Step | None) -> StepState:
     work = command.work.get(name)
     if step is not None:
@@ -138,6 +154,8 @@ def _step_state(command: Command, name: str, step: Step | None) -> StepState:
             return StepState.DEAD_LETTER
         if step.failed:
             return StepState.FAILED
+        if step.held:
+            return StepState.SUCCEEDED
     if work is not None:
         if work.undo:
             return StepState.UNDOING
@@ -149,106 +167,7 @@ def _step_state(command: Command, name: str, step: Step | None) -> StepState:
     return StepState.PENDING
 
 
-# ---------------------------------------------------------------- explain
-
-
-def explain(command: Command, now: float, *, owner: dict[str, Any], slots: tuple[int, int]) -> dict[str, Any]:
-    """Why the command is not moving, for a person: one entry a thing that it waits for, and what would unblock it."""
-    waits = [_explain_work(work, now) for work in command.work.values()]
-    for name, step in command.steps.items():
-        if step.parked:
-            waits.append(
-                {
-                    "step": name,
-                    "why": "dead_letter",
-                    "undo": step.undoing,
-                    "error": msgspec.to_builtins(failure_view(step.failure)),
-                    "since": timestamp(step.answered_at),
-                    "unblock": f"requeue step {name} (with a new input if need be), retry, cancel or abort",
-                }
-            )
-        elif step.retry_at > now:
-            waits.append(
-                {
-                    "step": name,
-                    "why": "backoff",
-                    "undo": step.undoing,
-                    "attempts": step.undo_attempts if step.undoing else step.attempts,
-                    "error": msgspec.to_builtins(failure_view(step.failure)),
-                    "next_retry_at": timestamp(step.retry_at),
-                    "unblock": "nothing to do: it is tried again by itself",
-                }
-            )
-    if command.quarantined is not None:
-        waits = [
-            {
-                "why": "quarantined",
-                "error": msgspec.to_builtins(failure_view(command.quarantined)),
-                "unblock": "what the record has decided is not known: look at the history and at the quarantine list, "
-                "mend by hand what must be mended, then abort",
-            },
-            *waits,
-        ]
-    if command.poison is not None:
-        waits.append(
-            {
-                "why": "poison",
-                "error": msgspec.to_builtins(failure_view(command.poison)),
-                "unblock": "mend the command's code, then retry; or cancel or abort",
-            }
-        )
-    if command.paused:
-        waits.append({"why": "paused", "reason": command.reason, "unblock": "resume, cancel or abort"})
-    if command.rerun_at:
-        waits.append(
-            {
-                "why": f"{'blocked' if command.rerun_blocked else 'delayed'} by its code",
-                "next_retry_at": timestamp(command.rerun_at),
-                "unblock": "nothing to do: it is run again by itself",
-            }
-        )
-    state = command.state
-    return {
-        "id": command.id,
-        "state": state.value,
-        "since": timestamp(command.touched),
-        "for_ms": max(0, round(now - command.touched)),
-        "owner": owner,
-        "position": position(command.partition, command.offset),
-        "waits": waits,
-        "slots": {"used": slots[0], "max": slots[1], "holds_one": command.holds_slot},
-        "deadline": timestamp(command.deadline) if command.deadline is not None else None,
-        "summary": _summary(state, waits),
-    }
-
-
-def _explain_work(work: Any, now: float) -> dict[str, Any]:
-    service = work.service
-    due = service.due(now)
-    return {
-        "step": work.step,
-        "undo": work.undo,
-        "service": service.name,
-        "why": "blocked" if work.blocked else "delayed" if work.delayed else work.stage.value,
-        "attempts": work.tried,
-        "error": msgspec.to_builtins(failure_view(work.failure)),
-        "since": timestamp(work.first_at) if work.first_at else None,
-        "next_retry_at": timestamp(due) if work.stage is Stage.DELAYED and due is not None else None,
-        "breaker": service.breaker.shown(now).value,
-        "in_flight": service.in_flight,
-        "ahead": service.backlog if work.stage is Stage.DELAYED else len(service.ready),
-        "unblock": f"{service.name} must answer; it is asked again by itself",
-    }
-
-
-def _summary(state: State, waits: list[dict[str, Any]]) -> str:
-    if not waits:
-        return f"{state}: nothing holds it back"
-    first = waits[0]
-    where = f" at {'the undo of ' if first.get('undo') else ''}step {first['step']}" if first.get("step") else ""
-    error = first.get("error")
-    why = f": {error.get('message') or error['code']}" if error else ""
-    return f"{state}: {first['why']}{where}{why}"
+# ---------------------------------------------------------------- dead letters, decisions
 
 
 def dead_letters(command: Command) -> list[dict[str, Any]]:
@@ -274,6 +193,33 @@ def dead_letters(command: Command) -> list[dict[str, Any]]:
                 }
             )
     return items
+
+
+def decisions(command: Command) -> list[dict[str, Any]]:
+    """The decisions that the command asks people for now, as `GET /v1/decisions` lists them."""
+    execution = command.execution
+    if execution is None or command.ending:
+        return []
+    found = []
+    for waiting in execution.waits.values():
+        wait = waiting.call
+        if wait.kind == "decision":
+            due = waits.due(wait, waiting.since)
+            found.append(
+                {
+                    "command_id": command.id,
+                    "type": command.submitted.type,
+                    "step": waiting.name,
+                    "input": wait.input,
+                    "roles": list(wait.roles),
+                    "since": timestamp(waiting.since),
+                    "timeout_at": None if due is None else timestamp(due),
+                    "on_timeout": wait.on_timeout if due is not None else None,
+                    "attributes": command.submitted.attributes,
+                    "paused": command.paused,
+                }
+            )
+    return found
 
 
 # ---------------------------------------------------------------- quarantine

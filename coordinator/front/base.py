@@ -26,6 +26,7 @@ from coordinator.model.command import CommandView
 from coordinator.model.durations import parse_duration
 from coordinator.model.ids import CommandId, partition_of
 from coordinator.pipeline import Pipeline
+from coordinator.wire.codec import read
 
 
 class Base:
@@ -84,9 +85,17 @@ class Base:
     # ------------------------------------------------------------ where is it, and how does it look?
 
     def live(self, id: str) -> Command | None:
-        """The command, if it is under way; raises as `lane_of`."""
+        """The command, if it is under way, to look at (it may sleep); raises as `lane_of`."""
+        return self.engine.look_at(self.lane_of(id).partition, CommandId(id))
+
+    def live_here(self, id: str) -> Command | None:
+        """As `live`, of a command that a list has found here; None where its partition is another's by now."""
+        return self.engine.look_at(partition_of(id, len(self.pipeline.lanes)), CommandId(id))
+
+    def awake(self, id: str) -> Command | None:
+        """The command, if it is under way, for who asks something of it; raises as `lane_of`."""
         self.lane_of(id)
-        return self.engine.commands.get(CommandId(id))
+        return self.engine.find(CommandId(id))
 
     def live_view(self, command: Command) -> CommandView:
         return views.command_view(command, self.registry.planned(command.submitted))
@@ -101,9 +110,21 @@ class Base:
             raise UnknownCommand(f"no command has the id {id!r}")
         return finished
 
+    def records_of(self, id: str) -> tuple[int, list[tuple[int, Any]]]:
+        """The command's partition and its records so far, under way or finished; raises as `view_of`."""
+        command = self.live(id)
+        if command is not None:
+            return command.partition, list(command.history)
+        found = self.view.records(id)
+        if found is None:
+            raise UnknownCommand(f"no command has the id {id!r}")
+        partition, records = found
+        return partition, [(offset, read(data, partition=partition, offset=offset)) for offset, data in records]
+
     def known(self, id: str) -> bool:
         """Whether something is to be found here of the command; raises as `lane_of`."""
-        return self.live(id) is not None or self.view.fingerprint(id) is not None
+        self.lane_of(id)
+        return self.engine.has(CommandId(id)) or self.view.fingerprint(id) is not None
 
     async def surely(self, id: str) -> None:
         """Returns when what is here of a command is what there is, be it nothing; raises as `lane_of`.

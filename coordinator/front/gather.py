@@ -12,7 +12,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
-from coordinator.front.queries import make_cursor
+from coordinator.front.lists import make_cursor
 from coordinator.model.command import CommandView
 from coordinator.transport.base import CommandPage
 

@@ -108,7 +108,7 @@ class Intake(Base):
         self.check_running()
         acting(lane)
         record, services = self._record(submission, id)
-        if submission.id is not None and id not in self.engine.commands and id not in self.engine.reserved:
+        if submission.id is not None and not self.engine.has(id) and id not in self.engine.reserved:
             known = self._known(id, lane)
             if known is not None and attaches(id, record.fingerprint, known):
                 return Decision.ATTACH

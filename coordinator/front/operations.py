@@ -31,9 +31,9 @@ class Operations(Base):
         replace_input: bool = False,
     ) -> CommandView:
         await self.surely(id)
-        command = self.live(id)
+        command = self.awake(id)
         if command is None:
-            raise self._ended(id, operation)
+            raise self._refused(id, operation)
         replaced = Raw(msgspec.msgpack.encode(input)) if replace_input else None
         for what, size in (
             ("input", 0 if replaced is None else len(bytes(replaced))),
@@ -42,16 +42,31 @@ class Operations(Base):
         ):
             self.check_size(what, size)
         now, earlier = self.pipeline.now(), _controls(command)
-        if self.engine.control(command.id, operation, now, reason=reason, by=by, step=step, input=replaced):
+        asked = self.engine.control(command, operation, now, reason=reason, by=by, step=step, input=replaced)
+        if asked is not None:
             self.pipeline.pump()
             await self._settled(command.partition)
             if operation is Operation.ABORT:  # its end was proposed by then: the answer shows it
                 await self._settled(command.partition)
             if command.finished is not None and _controls(command) == earlier:
-                raise self._ended(id, operation)  # its end came first in the log: the request changed nothing
-        return self.live_view(command)  # also where the partition is gone by now: a refusal would be asked again
+                raise self._refused(id, operation)  # its end came first in the log: the request changed nothing
+            if command.senseless is asked:
+                raise self._overtaken(command, operation)
+        return self._afterwards(command)
 
-    def _ended(self, id: str, operation: Operation) -> IllegalState:
+    def _afterwards(self, command: Command) -> CommandView:
+        """How the command looks now; also where the partition is gone by now: a refusal would be asked again."""
+        return self.live_view(self.live_here(command.id) or command)
+
+    def _overtaken(self, command: Command, operation: Operation) -> IllegalState:
+        """What another operator asked was first in the log."""
+        return IllegalState(
+            f"{operation.value} came too late: somebody else's request was first, and the command is "
+            f"{command.state.value} now",
+            legal_states=legal_states(operation),
+        )
+
+    def _refused(self, id: str, operation: Operation) -> IllegalState:
         state = self.view_of(id).state.value
         return IllegalState(
             f"{operation.value} is not legal: the command is {state}", legal_states=legal_states(operation)

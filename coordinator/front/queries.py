@@ -1,32 +1,32 @@
-"""Everything that only looks: commands, their records and events, outcomes, services, the instance itself."""
+"""Everything that only looks: commands, their records and events, outcomes, services, the instance itself.
+
+Lists of many commands are in `lists`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator, Collection, Iterable
-from itertools import chain
 from typing import Any
 
 from coordinator import outcomes
 from coordinator.engine import diagram, views
-from coordinator.errors import InvalidPayload, LogUnavailable, UnknownCommand
-from coordinator.front.base import Base, nothing
+from coordinator.engine.explain import explain
+from coordinator.errors import InvalidPayload, LogUnavailable
+from coordinator.front.base import nothing
+from coordinator.front.lists import Lists
 from coordinator.front.watching import Join, Later, Waiter
 from coordinator.lane import Lane
 from coordinator.log.base import LogError
 from coordinator.model.command import FINAL, CommandView, State
-from coordinator.model.ids import CommandId, parse_position, partition_of, position
-from coordinator.transport.base import CommandPage, Event, Gathered, OutcomeItem, Unwatch, Watcher
-from coordinator.view import matches
-from coordinator.wire.codec import read
+from coordinator.model.ids import parse_position, partition_of, position
+from coordinator.model.moments import timestamp
+from coordinator.transport.base import Event, Gathered, OutcomeItem, Unwatch, Watcher
 
-LIST_MAX = 1000
 _NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged")  # kinds of record that are no event of their own
 
 
-class Queries(Base):
+class Queries(Lists):
     """The part of the Front that changes nothing."""
 
     # ------------------------------------------------------------ one command
@@ -77,7 +77,7 @@ class Queries(Base):
     def _past(self, id: str, view: CommandView, seen: int) -> list[Event]:
         """The durable events after the offset ``seen``; the end comes always, so that nobody waits for it in vain."""
         events = []
-        partition, records = self._records(id)
+        partition, records = self.records_of(id)
         for offset, record in records:
             kind = type(record).__name__
             if offset <= seen or kind in _NOT_TOLD:
@@ -92,19 +92,9 @@ class Queries(Base):
             events.append(Event("final", id, position(partition, records[-1][0]), view.state.value, view=view))
         return events
 
-    def _records(self, id: str) -> tuple[int, list[tuple[int, Any]]]:
-        command = self.live(id)
-        if command is not None:
-            return command.partition, list(command.history)
-        found = self.view.records(id)
-        if found is None:
-            raise UnknownCommand(f"no command has the id {id!r}")
-        partition, records = found
-        return partition, [(offset, read(data, partition=partition, offset=offset)) for offset, data in records]
-
     async def history(self, id: str) -> list[dict[str, Any]]:
         await self.surely(id)
-        partition, records = self._records(id)
+        partition, records = self.records_of(id)
         return [views.history_entry(partition, offset, record) for offset, record in records]
 
     async def explain(self, id: str) -> dict[str, Any]:
@@ -122,7 +112,7 @@ class Queries(Base):
             }
         owner = self._owner(command.partition)
         slots = (len(self.engine.slots), self.engine.settings.max_commands)
-        return views.explain(command, self.pipeline.now(), owner=owner, slots=slots)
+        return explain(command, self.pipeline.now(), owner=owner, slots=slots)
 
     def _owner(self, partition: int) -> dict[str, Any]:
         epoch = self.pipeline.lanes[partition].epoch
@@ -131,51 +121,12 @@ class Queries(Base):
     async def diagram(self, id: str) -> str:
         await self.surely(id)
         command = self.live(id)
-        submitted = self._records(id)[1][0][1] if command is None else command.submitted
-        return diagram.of_command(self.view_of(id), self.registry.definition_of(submitted))
+        submitted = self.records_of(id)[1][0][1] if command is None else command.submitted
+        view = self.view_of(id)
+        drawn = self.registry.diagram_of(submitted)
+        return diagram.of_command(view, self.registry.definition_of(submitted)) if drawn is None else drawn(view.steps)
 
-    # ------------------------------------------------------------ many commands
-
-    async def list_commands(
-        self, *, state: str | None, type: str | None, attributes: dict[str, str], limit: int, cursor: str | None
-    ) -> CommandPage:
-        """See Front: of the partitions that this instance acts for; the page names the others as ``incomplete``."""
-        if state is not None and state not in {each.value for each in State}:
-            raise InvalidPayload.at("?state", f"one of {', '.join(each.value for each in State)}")
-        if not 1 <= limit <= LIST_MAX:
-            raise InvalidPayload.at("?limit", f"1 to {LIST_MAX}")
-        before = parse_cursor(cursor)
-        here = frozenset(lane.partition for lane in self.acting_lanes())
-        found = self.view.newest(
-            state=state, type=type, attributes=attributes, limit=limit + 1, before=before, partitions=here
-        )
-        live = sorted(
-            (
-                (command.submitted.at, command.id)
-                for command in self.engine.commands.values()
-                if (before is None or (command.submitted.at, command.id) < before)
-                and (state is None or command.state == state)
-                and (type is None or command.submitted.type == type)
-            ),
-            reverse=True,
-        )
-        for at, id in live:
-            view = self.live_view(self.engine.commands[id])
-            if matches(view, None, None, attributes):
-                found.append((at, view))
-                if len(found) > 2 * limit + 2:
-                    break
-        found.sort(key=lambda item: (item[0], item[1].id), reverse=True)
-        page = found[:limit]
-        more = len(found) > limit
-        next_cursor = make_cursor(page[-1][0], page[-1][1].id) if more else None
-        return CommandPage([view for _, view in page], next_cursor, self.incomplete())
-
-    async def dead_letters(self) -> list[dict[str, Any]]:
-        self.acting_lanes()
-        found = (views.dead_letters(command) for command in self.engine.commands.values() if command.parked)
-        lacking = tuple(lane.partition for lane in self.pipeline.lanes if not lane.acting)  # nothing parked has ended
-        return Gathered(chain.from_iterable(found), lacking)
+    # ------------------------------------------------------------ records, the log
 
     async def quarantine(self) -> list[dict[str, Any]]:
         """See Front; of the partitions that this instance acts for, or has stopped."""
@@ -229,7 +180,7 @@ class Queries(Base):
         return outcomes.stream(self.pipeline, service, begin, follow, self._type_of, partitions)
 
     def _type_of(self, id: str) -> str:
-        command = self.engine.commands.get(CommandId(id))
+        command = self.live_here(id)
         if command is not None:
             return command.submitted.type
         finished = self.view.get(id)
@@ -242,7 +193,7 @@ class Queries(Base):
     async def cluster(self) -> dict[str, Any]:
         """See Front; an instance alone is all that there is, in a group it is what the others gather from."""
         commands = {
-            "under_way": len(self.engine.commands),
+            "under_way": self.engine.under_way,
             "slots": len(self.engine.slots),
             "max": self.engine.settings.max_commands,
         }
@@ -258,11 +209,11 @@ class Queries(Base):
             "instance": self.pipeline.instance,
             "address": self.pipeline.address,
             "instances": [this],
-            "partitions": [self._partition(lane) for lane in self.pipeline.lanes],
+            "partitions": [self._place(lane) for lane in self.pipeline.lanes],
             "commands": commands,
         }
 
-    def _partition(self, lane: Lane) -> dict[str, Any]:
+    def _place(self, lane: Lane) -> dict[str, Any]:
         """``end``: the next offset, ``lag``: records that whoever takes over has to read (behind the last Snapshot),
         ``since``: when it was acquired, ``filled``: whether a list has all that ended in it."""
         snapshot = lane.snapshots.latest
@@ -276,7 +227,7 @@ class Queries(Base):
             "epoch": lane.epoch,
             "end": lane.end,
             "lag": max(0, lane.end - (lane.snapshots.first if snapshot is None else snapshot.covered)),
-            "since": views.timestamp(lane.acquired_at) if lane.acquired_at else None,
+            "since": timestamp(lane.acquired_at) if lane.acquired_at else None,
             "filled": lane.acting and self.view.filled(lane.partition),
         }
 
@@ -304,27 +255,3 @@ def without(rows: Iterable[dict[str, Any]], partitions: int) -> tuple[int, ...]:
     """The partitions of which no row tells."""
     told = {row["partition"] for row in rows}
     return tuple(each for each in range(partitions) if each not in told)
-
-
-# ---------------------------------------------------------------- cursors
-
-
-_TIME_MAX = 1 << 62  # what SQLite can compare with
-
-
-def make_cursor(at: int, id: str) -> str:
-    """Where a page ended: submission time and id of its last command, in a form that says "do not build these"."""
-    return base64.urlsafe_b64encode(f"{at}/{id}".encode()).decode()
-
-
-def parse_cursor(cursor: str | None) -> tuple[int, str] | None:
-    """The inverse of `make_cursor`, None for the beginning; raises InvalidPayload."""
-    if cursor is None:
-        return None
-    try:
-        at, slash, id = base64.urlsafe_b64decode(cursor.encode()).decode().partition("/")
-        if not slash or not 0 <= int(at) < _TIME_MAX:
-            raise ValueError
-        return int(at), id
-    except (ValueError, binascii.Error):
-        raise InvalidPayload.at("?cursor", "not a cursor that a list has given") from None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 import structlog
 
-from coordinator.engine.views import timestamp
 from coordinator.errors import CoordinatorError, Internal, UnknownService
 from coordinator.front.routes import MOVED, NOBODY_S, Routes, until_after
 from coordinator.model.ids import parse_position, position
+from coordinator.model.moments import timestamp
 from coordinator.outcomes import Start
 from coordinator.transport.base import OutcomeItem
 

@@ -33,8 +33,10 @@ from coordinator.front.routed import RoutedFront
 from coordinator.gateway.gateway import Gateway
 from coordinator.log.base import Log
 from coordinator.log.sqlite import SqliteLog
+from coordinator.model.command import State
 from coordinator.pipeline import Pipeline, shown
 from coordinator.saga import App
+from coordinator.scheduling import Scheduling
 from coordinator.server.clock import Clock
 from coordinator.server.config import Config
 from coordinator.server.drain import Drain
@@ -141,6 +143,7 @@ class Daemon:
         group = self._group() if config.log.kind == "kafka" else None
         pipeline.group = group
         front: CoordinatorFront | RoutedFront = local if group is None else _routed(local, group)
+        local.scheduling = Scheduling(pipeline, front)
         self.metrics.status = lambda: status(pipeline, front, self.clock.now())
         transports = Transports(front, config, self.metrics, self.instance, group)
         try:
@@ -151,8 +154,10 @@ class Daemon:
                 engine.settings = structs.replace(engine.settings, callback_url=transports.http_url)
             log.info("listening", **{name: f"{host}:{port}" for name, (host, port) in self.addresses.items()})
             self.started.set()
+            local.scheduling.start()
             return await self._until_stopped(pipeline, front, transports, group)
         finally:
+            await local.scheduling.close()
             await transports.close(0)
             await gateway.close()
             await view.close()
@@ -219,7 +224,7 @@ class Daemon:
             pipeline.changed.clear()
             await pipeline.changed.wait()
         tune_collector()
-        log.info("ready", uncompleted=len(pipeline.engine.commands), instance=self.instance)
+        log.info("ready", uncompleted=pipeline.engine.under_way, instance=self.instance)
 
 
 def tune_collector() -> None:
@@ -281,13 +286,14 @@ def _kind(url: str) -> str:
 def status(pipeline: Pipeline, front: Front, now: int) -> Status:
     """How things stand, for the metrics' gauges."""
     engine = pipeline.engine
-    commands = engine.commands.values()
+    states = Counter(command.state.value for command in engine.commands.values())
+    states[State.WAITING.value] += engine.under_way - len(engine.commands)  # those that sleep
     ready = front.ready()[0]
     suspended = engine.suspended(now)
     full = len(engine.slots) + len(engine.reserved) >= engine.settings.max_commands
     return Status(
-        commands=Counter(command.state.value for command in commands),
-        oldest_age_ms=max((now - command.submitted.at for command in commands), default=0),
+        commands=states,
+        oldest_age_ms=max((now - at for at in engine.first_submitted()), default=0),
         slots_used=len(engine.slots),
         slots_max=engine.settings.max_commands,
         calls={name: service.in_flight for name, service in engine.services.items()},

@@ -56,7 +56,7 @@ class Drain:
         pipeline, engine = self.pipeline, self.pipeline.engine
         owned = [lane.partition for lane in pipeline.lanes if lane.acting]
         self.front.stopping = True  # what peers forward is taken until its partition is gone
-        log.info("stopping: no new work is taken", under_way=len(engine.commands), partitions=owned)
+        log.info("stopping: no new work is taken", under_way=engine.under_way, partitions=owned)
         await self.transports.drain()
         if self.group is not None:
             await self._hand_over(self.group)
@@ -71,7 +71,7 @@ class Drain:
             "safe to stop",
             handed_over=len(owned) - len(kept),
             kept=len(kept),
-            uncompleted=len(engine.commands),
+            uncompleted=engine.under_way,
             calls_in_flight=sum(service.in_flight for service in engine.services.values()),
             at_once=self.now.is_set(),
         )

@@ -22,11 +22,10 @@ from msgspec import Struct
 from coordinator.errors import InvalidPayload
 from coordinator.model.damaged import COMMAND_KINDS, SUBMITTED, Damaged
 from coordinator.model.ids import CommandId, command_id
+from coordinator.model.moments import AT_MAX
 from coordinator.model.records import KINDS, SCHEMA, Record
 
 EPOCH: Final = 0  # the kind of an Epoch record, for who reads headers only
-
-AT_MAX: Final = 253_402_300_799_999  # the last millisecond that RFC 3339 has a name for
 
 encode = msgspec.msgpack.Encoder().encode
 """``encode(record) -> bytes``: the record's one spelling; equal records give equal bytes."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from coordinator import App, Saga, post
 from coordinator.engine import views
 from coordinator.engine.engine import Engine
+from coordinator.engine.explain import explain
 from coordinator.engine.registry import Registry
 from coordinator.engine.state import Command
 from coordinator.errors import CorruptLog
@@ -128,7 +129,7 @@ class Reader:
         for id, command in (engine.commands | self.finished).items():
             told[id] = {
                 "view": views.command_view(command, engine.registry.planned(command.submitted)),
-                "explain": views.explain(command, 6000, owner={}, slots=(0, 1)),
+                "explain": explain(command, 6000, owner={}, slots=(0, 1)),
                 "letters": views.dead_letters(command),
                 "history": [views.history_entry(0, 0, record) for _, record in command.history],
                 "stored": [stored(record) for _, record in command.history],

@@ -222,7 +222,9 @@ class World:
         self.engine.submit(GateRequest(id, b"f", frozenset()), record, 0, self.now)
 
     def control(self, id: str, operation: coordinator.model.command.Operation, step: str = "") -> None:
-        self.engine.control(CommandId(id), operation, self.now, reason="", by="test", step=step, input=None)
+        command = self.engine.find(CommandId(id))
+        assert command is not None
+        self.engine.control(command, operation, self.now, reason="", by="test", step=step, input=None)
 
     def turn(self) -> bool:
         """One step of the world; False when nothing is left to do."""

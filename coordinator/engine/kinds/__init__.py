@@ -15,9 +15,22 @@ from typing import Any, Final
 
 from coordinator.engine.kinds import control, finished, outcome, signal, step_failed, timer, undone
 from coordinator.engine.state import Command
-from coordinator.model.records import Control, Finished, Outcome, Signal, StepFailed, Timer, Undone
+from coordinator.model.damaged import Damaged
+from coordinator.model.records import (
+    CommandRecord,
+    Control,
+    Finished,
+    Outcome,
+    Reopened,
+    Signal,
+    StepFailed,
+    Submitted,
+    Timer,
+    Undone,
+)
+from coordinator.wire.codec import read
 
-HANDLERS: Final[dict[type, Callable[[Command, Any], None]]] = {
+HANDLERS: Final[dict[type, Callable[[Command, Any], bool | None]]] = {
     Outcome: outcome.apply,
     StepFailed: step_failed.apply,
     Undone: undone.apply,
@@ -26,7 +39,15 @@ HANDLERS: Final[dict[type, Callable[[Command, Any], None]]] = {
     Timer: timer.apply,
     Finished: finished.apply,
 }
-"""By the record's type.  Submitted begins a command and Registered belongs to none: the engine itself applies those."""
+"""By the record's type; False from one means that the record came too late to make sense.  Submitted and Reopened
+begin a command, Registered and Schedule belong to none: the engine itself applies those."""
+
+
+def fold(command: Command, record: CommandRecord) -> bool:
+    """Folds one record into the command; tells whether it made sense.  Raises what a handler raises."""
+    made_sense = HANDLERS[type(record)](command, record)
+    command.moves += 1
+    return made_sense is not False
 
 
 def refold(command: Command) -> None:
@@ -34,6 +55,46 @@ def refold(command: Command) -> None:
     out, so no half of its change stays."""
     command.clear()
     for _, record in command.history:
-        handler = HANDLERS.get(type(record))
-        if handler is not None:
-            handler(command, record)
+        if isinstance(record, Reopened):
+            command.revision = record.revision
+            for _, earlier in reopened(command.partition, record)[1:]:
+                fold(command, earlier)
+        elif not isinstance(record, (Submitted, Damaged)):
+            fold(command, record)
+
+
+def reopened(partition: int, record: Reopened) -> list[tuple[int, CommandRecord]]:
+    """The records of a command from before it was opened again, with their offsets; the first is its Submitted.
+
+    Raises ValueError for what nobody can have written so.
+    """
+    records = [(offset, read(data, partition=partition, offset=offset)) for offset, data in record.records]
+    if not records or not isinstance(records[0][1], Submitted):
+        raise ValueError("it does not begin with how the command began")
+    for offset, each in records:
+        if type(each) not in HANDLERS and each is not records[0][1]:
+            raise ValueError(f"what stood at offset {offset} cannot be read or is no record of a command's course")
+    if records[0][1].id != record.id:
+        raise ValueError("it tells of another command")
+    return records  # type: ignore[return-value]  # as checked
+
+
+def beginning(partition: int, record: Submitted | Reopened) -> Submitted:
+    """How the command began that this record begins, or opens again."""
+    if isinstance(record, Submitted):
+        return record
+    submitted = reopened(partition, record)[0][1]
+    assert isinstance(submitted, Submitted)
+    return submitted
+
+
+def flat(
+    partition: int, history: list[tuple[int, CommandRecord | Damaged]]
+) -> list[tuple[int, CommandRecord | Damaged]]:
+    """A history with all that came before the command was opened again, as it was recorded."""
+    records: list[tuple[int, CommandRecord | Damaged]] = []
+    for offset, record in history:
+        if isinstance(record, Reopened):
+            records += reopened(partition, record)
+        records.append((offset, record))
+    return records

@@ -1,12 +1,14 @@
 """StepFailed: a negative answer, or patience at its end.  The verdict was reached before the record was written, so
-that replay needs neither the step's policy nor chance: ``retry`` at a time, ``failed`` for good, or ``parked``."""
+that replay needs neither the step's policy nor chance: ``retry`` at a time, ``failed`` for good, ``parked``, ``held``
+(exec stops here until it is let on), or ``delayed``, which counts as an error and changes nothing else."""
 
 from __future__ import annotations
 
 from coordinator.engine.state import Command, Step
 from coordinator.model.records import StepFailed
 
-_VERDICTS = frozenset({"retry", "failed", "parked"})
+_VERDICTS = frozenset({"retry", "failed", "parked", "held", "delayed"})
+_GAVE_UP = "gave_up"
 
 
 def apply(command: Command, record: StepFailed) -> None:
@@ -15,6 +17,10 @@ def apply(command: Command, record: StepFailed) -> None:
     if not record.step:
         if record.undo or command.contrary is None:  # else a contrary decision came first: its code is not needed
             command.poison = record.failure
+            command.parked_at = record.at
+        return
+    command.errors += record.verdict != "held"
+    if record.verdict == "delayed":
         return
     step = command.step(record.step, record.service)
     if record.undo:
@@ -33,6 +39,10 @@ def apply(command: Command, record: StepFailed) -> None:
 
 def _settle(command: Command, step: Step, record: StepFailed) -> None:
     step.failure = record.failure
-    command.park(step, parked=record.verdict == "parked")
+    step.held = record.verdict == "held"
+    step.in_doubt = record.failure.code == _GAVE_UP
+    command.park(step, parked=record.verdict in ("parked", "held"))
+    if step.parked:
+        command.parked_at = record.at
     step.retry_at = record.retry_at if record.verdict == "retry" else 0
     step.answered_at = record.at

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from coordinator.engine.asleep import unpacked
 from coordinator.lane import Lane
 from coordinator.model.call import Call, LocalCall, Request
 from coordinator.model.command import CommandView, Operation, State
@@ -197,7 +198,8 @@ class Judge:
         """A new owner knows every command that counts below its Epoch, by all its records and no others."""
         commands = process.engine.shards[lane.partition].commands
         known: dict[str, list[int]] = {
-            id: [offset for offset, _ in command.history] for id, command in commands.items()
+            id: [offset for offset, _ in (unpacked(each).pieces if isinstance(each, bytes) else each.history)]
+            for id, each in commands.items()
         }
         counted: dict[str, list[int]] = {}
         for id, fold in self.folds.items():

@@ -100,12 +100,12 @@ class Desk:
     def ask(self, operation: Operation, id: str = "c", *, step: str = "", input: Any = None, turn: bool = True) -> bool:
         """An operator's request; ``turn=False`` leaves its record on the way to the log."""
         replaced = None if input is None else raw(input)
-        asked = self.engine.control(
-            CommandId(id), operation, self.now, reason="because", by="op", step=step, input=replaced
-        )
+        command = self.engine.find(CommandId(id))
+        assert command is not None
+        asked = self.engine.control(command, operation, self.now, reason="because", by="op", step=step, input=replaced)
         if turn:
             self.turn()
-        return asked
+        return asked is not None
 
     # ------------------------------------------------------------ answering
 

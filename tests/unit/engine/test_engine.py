@@ -20,6 +20,8 @@ from coordinator.model.records import (
     Outcome,
     Record,
     Registered,
+    Reopened,
+    Schedule,
     Snapshot,
     Submitted,
     raw,
@@ -36,9 +38,9 @@ def ids(many: int) -> list[str]:
 
 
 def test_every_kind_of_record_has_its_handler() -> None:
-    """Those of a command are folded by a handler; of the other four the engine applies two and passes over two."""
+    """Those of a command's course are folded by a handler; the others begin one, or belong to none."""
     union = set(Record.__args__)
-    assert set(HANDLERS) | {Submitted, Registered, Epoch, Snapshot} == union
+    assert set(HANDLERS) | {Submitted, Reopened, Registered, Schedule, Epoch, Snapshot} == union
     assert set(HANDLERS) & {Submitted, Registered, Epoch, Snapshot} == set()
     assert set(KINDS.values()) == union
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from coordinator.engine import quarantine, views
+from coordinator.engine.explain import explain
 from coordinator.engine.kinds import HANDLERS
 from coordinator.engine.quarantine import ENTRIES_MAX, Entry, Quarantine
 from coordinator.errors import CorruptLog, IdConflict, IllegalState
@@ -201,7 +202,7 @@ def test_it_is_told_wherever_one_asks() -> None:
     put(desk, damaged(2))
     command = desk.command()
     assert views.command_view(command).error.code == "quarantined"  # type: ignore[union-attr]
-    why = views.explain(command, desk.now, owner={}, slots=(0, 1))
+    why = explain(command, desk.now, owner={}, slots=(0, 1))
     assert why["waits"][0]["why"] == "quarantined"
     assert "position 0:1" in why["summary"]
     (letter,) = views.dead_letters(command)

@@ -10,8 +10,10 @@ import pytest
 from coordinator import Blocked, Retry, Saga
 from coordinator.awaitables import Skip
 from coordinator.engine import views
+from coordinator.engine.explain import explain
 from coordinator.model.command import CommandView, Operation
 from coordinator.model.ids import CommandId
+from coordinator.model.moments import timestamp
 from coordinator.model.records import SCHEMA, Failure, Outcome, Registered, raw
 from tests.unit.engine.desk import CALM, Desk, fork, sequence, step, submitted
 
@@ -26,15 +28,15 @@ def steps(desk: Desk) -> dict[str, tuple[str, int]]:
 
 
 def explained(desk: Desk) -> dict[str, object]:
-    found = views.explain(desk.command(), desk.now, owner={"instance": "i"}, slots=(1, 10))
+    found = explain(desk.command(), desk.now, owner={"instance": "i"}, slots=(1, 10))
     json.dumps(found)
     return found
 
 
 def test_times_are_rfc_3339_in_utc_with_milliseconds() -> None:
     """The same spelling everywhere."""
-    assert views.timestamp(0) == "1970-01-01T00:00:00.000Z"
-    assert views.timestamp(1_700_000_000_123.9) == "2023-11-14T22:13:20.123Z"
+    assert timestamp(0) == "1970-01-01T00:00:00.000Z"
+    assert timestamp(1_700_000_000_123.9) == "2023-11-14T22:13:20.123Z"
 
 
 def test_a_command_on_its_way() -> None:
@@ -44,7 +46,7 @@ def test_a_command_on_its_way() -> None:
     seen = view(desk)
     assert (seen.id, seen.type, seen.version, seen.state) == ("c", "T", 1, "running")
     assert (seen.result, seen.error, seen.finished_at, seen.position) == (None, None, None, "0:0")
-    assert seen.submitted_at == views.timestamp(1_000_000)
+    assert seen.submitted_at == timestamp(1_000_000)
     assert seen.steps[0].outcome == {"id": 1}
     assert steps(desk) == {"a": ("succeeded", 1), "b": ("running", 1)}
 
@@ -183,10 +185,10 @@ def test_an_explanation_names_owner_slots_deadline_and_the_next_retry() -> None:
     desk.sleep(50)
     found = explained(desk)
     assert (found["owner"], found["slots"]) == ({"instance": "i"}, {"used": 1, "max": 10, "holds_one": True})
-    assert (found["for_ms"], found["deadline"]) == (50, views.timestamp(1_060_000))
+    assert (found["for_ms"], found["deadline"]) == (50, timestamp(1_060_000))
     waits = found["waits"]
     assert isinstance(waits, list)
-    assert (waits[0]["attempts"], waits[0]["next_retry_at"]) == (1, views.timestamp(1_000_200))
+    assert (waits[0]["attempts"], waits[0]["next_retry_at"]) == (1, timestamp(1_000_200))
 
 
 def test_code_that_waits_is_explained() -> None:
@@ -207,7 +209,7 @@ def test_history_shows_each_record_with_its_place() -> None:
     assert views.history_entry(2, 7, record) == {
         "kind": "Outcome",
         "position": "2:7",
-        "at": views.timestamp(5),
+        "at": timestamp(5),
         "step": "a",
         "service": "stock",
         "attempt": 1,
