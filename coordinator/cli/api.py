@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,15 @@ class Api:
     def get(self, path: str, *, wait_s: float = 0, **query: Any) -> Any:
         """The JSON of a GET; ``query`` without its Nones."""
         return self.call("GET", path, query=query, wait_s=wait_s)
+
+    def gathered(self, path: str) -> tuple[list[Any], set[int]]:
+        """The list of a GET, and the partitions of which something may be missing in it."""
+        with self._translated():
+            answer = self._client.get(path)
+        rows = self._read(answer)
+        if not isinstance(rows, list):
+            raise Unreachable(f"what answers at {self.server} is no coordinator: a list was expected")
+        return rows, {int(each) for each in re.findall(r"\d+", answer.headers.get("coordinator-incomplete", ""))}
 
     def post(self, path: str, body: Any, *, wait_s: float = 0, **query: Any) -> Any:
         return self.call("POST", path, body=body, query=query, wait_s=wait_s)

@@ -11,12 +11,12 @@ import click
 
 from coordinator.cli.api import Api, Lost, command_path
 from coordinator.cli.errors import Refused, Unreachable
-from coordinator.cli.options import Duration, Json, JsonFile, Pair, client_options, server_option
+from coordinator.cli.options import DefinitionFile, Duration, Json, Pair, client_options, server_option
 from coordinator.cli.output import print_command, print_fields, print_json, print_rows
+from coordinator.cli.selection import Filter, filter_options, pages, warn_of_missing
 from coordinator.model.command import FINAL, State, StepState
 from coordinator.model.durations import format_duration
 
-PAGE_MAX = 100
 PAUSE_S = 0.5
 ASK_S = 30.0
 FINALS = frozenset(state.value for state in FINAL)
@@ -29,18 +29,20 @@ def _ends(command: dict[str, Any]) -> int:
 
 @click.command()
 @click.argument("type", required=False)
-@click.option("--definition", type=JsonFile(), help="An inline definition, in place of TYPE.")
+@click.option("--definition", type=DefinitionFile(), help="An inline definition, in place of TYPE.")
 @click.option("--payload", type=Json(), default="null", help="The payload: JSON, @FILE, or - for standard input.")
 @click.option("--id", help="The command's id; made here if absent, so that a retry is safe.")
 @click.option("--version", type=click.IntRange(min=1), help="The type's version; the newest if absent.")
 @click.option("--timeout", type=Duration(), help="The command's deadline, from its submission.")
 @click.option("--attribute", "attributes", type=Pair(), multiple=True, help="Something to find it by; repeatable.")
+@click.option("--delay", type=Duration(), help="Begin no sooner than so long from now; --timeout counts from then.")
 @click.option("--priority", type=int, default=0, hidden=True)
 @click.option("--wait", type=Duration(), help="Wait so long for the command's end.")
 @client_options
 def submit(
     type: str | None, definition: Any, payload: Any, id: str | None, version: int | None, timeout: int | None,
-    attributes: tuple[tuple[str, str], ...], priority: int, wait: int | None, server: str, as_json: bool,
+    attributes: tuple[tuple[str, str], ...], delay: int | None, priority: int, wait: int | None, server: str,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Submit a command of TYPE, or of an inline --definition.
 
@@ -56,6 +58,7 @@ def submit(
         "version": version,
         "payload": payload,
         "timeout": None if timeout is None else format_duration(timeout),
+        "delay": None if delay is None else format_duration(delay),
         "attributes": dict(attributes) or None,
         "priority": priority or None,
     }
@@ -217,9 +220,7 @@ def diagram(id: str, server: str) -> None:
 
 
 @click.command("list")
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only those in this state.")
-@click.option("--type", help="Only those of this type.")
-@click.option("--attribute", "attributes", type=Pair(), multiple=True, help="Only those with it; repeatable.")
+@filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--cursor", help="Go on where an earlier list ended.")
 @client_options
@@ -228,27 +229,17 @@ def list_commands(
     server: str, as_json: bool,
 ) -> None:  # fmt: skip
     """List commands, newest first."""
-    wanted: dict[str, Any] = {
-        "state": state,
-        "type": type,
-        **{f"attribute.{name}": value for name, value in attributes},
-    }
     found: list[dict[str, Any]] = []
-    lacking: set[int] = set()
+    missing: set[int] = set()
     with Api(server) as api:
-        while True:
-            page = api.get("/v1/commands", limit=min(PAGE_MAX, limit - len(found)), cursor=cursor, **wanted)
+        for page in pages(api, Filter(type, state, attributes), limit, cursor):
             found += page["commands"]
             cursor = page.get("next_cursor")
-            lacking.update(page.get("incomplete") or ())
-            if not cursor or len(found) >= limit:
-                break
+            missing.update(page.get("incomplete") or ())
     if as_json:
-        print_json({"commands": found, "next_cursor": cursor, "incomplete": sorted(lacking)})
+        print_json({"commands": found, "next_cursor": cursor, "incomplete": sorted(missing)})
         return
     print_rows(found, ["id", "type", "version", "state", "submitted_at", "finished_at"], "no commands")
     if cursor:
         click.echo(f"there are more: --cursor {cursor}", err=True)
-    if lacking:
-        listed = ", ".join(map(str, sorted(lacking)))
-        click.echo(f"commands of partitions {listed} may be missing: ask again in a moment", err=True)
+    warn_of_missing(missing)

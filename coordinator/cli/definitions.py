@@ -9,7 +9,7 @@ import click
 
 from coordinator.cli.api import Api
 from coordinator.cli.errors import Refused
-from coordinator.cli.options import JsonFile, client_options, server_option
+from coordinator.cli.options import DefinitionFile, client_options, server_option
 from coordinator.cli.output import print_json, print_rows, rows_of
 
 
@@ -23,7 +23,7 @@ def _path(name: str, version: int, rest: str = "") -> str:
 
 
 @definitions.command()
-@click.argument("definition", metavar="FILE|-", type=JsonFile())
+@click.argument("definition", metavar="FILE|-", type=DefinitionFile())
 @click.option("--name", help="In place of the file's name.")
 @click.option("--version", type=click.IntRange(min=1), help="In place of the file's version.")
 @client_options

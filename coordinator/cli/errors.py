@@ -44,6 +44,8 @@ def explain(refusal: Refused) -> str:
         lines += [f"  {fault.get('path')}: {fault.get('fault')}" for fault in faults]
     if states := problem.get("legal_states"):
         lines.append(f"  legal in the states: {', '.join(map(str, states))}")
+    if roles := problem.get("roles"):
+        lines.append(f"  roles that may: {', '.join(map(str, roles))}")
     if services := problem.get("services"):
         lines.append(f"  services that are down: {', '.join(map(str, services))}")
     if refusal.retryable:

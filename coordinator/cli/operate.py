@@ -7,17 +7,19 @@ from urllib.parse import quote
 import click
 
 from coordinator.cli.api import Api
+from coordinator.cli.letters import Letters, letter_options
 from coordinator.cli.options import client_options
 from coordinator.cli.output import Row, print_fields, print_json, print_rows, rows_of
 
 
 @click.command("dead-letters")
+@letter_options
 @client_options
-def dead_letters(server: str, as_json: bool) -> None:
-    """List the steps that wait for an operator (see requeue, retry, cancel, abort)."""
+def dead_letters(type: str | None, of_step: str | None, service: str | None, server: str, as_json: bool) -> None:
+    """List the steps that wait for an operator (see requeue, retry, resolve, cancel, abort)."""
     with Api(server) as api:
-        answer = api.get("/v1/dead-letters")
-    print_json(answer) if as_json else print_rows(rows_of(answer), nothing="no dead letters")
+        rows = Letters(type, of_step, service).rows(api)
+    print_json(rows) if as_json else print_rows(rows, nothing="no dead letters")
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections.abc import Callable
@@ -77,6 +78,16 @@ class JsonFile(Json):
         return super().convert(value if value == "-" else f"@{value}", param, ctx)
 
 
+class DefinitionFile(JsonFile):
+    """A file with a definition.  A ``$schema`` in it is for the author's editor, and not sent."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        content = super().convert(value, param, ctx)
+        if isinstance(content, dict):
+            content.pop("$schema", None)
+        return content
+
+
 def _text(value: str) -> str:
     if value == "-":
         return sys.stdin.buffer.read().decode()
@@ -118,3 +129,16 @@ def client_options(verb: F) -> F:
     """``--server`` and ``--json``: what every verb that talks to a server takes."""
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
     return server_option(as_json(verb))
+
+
+def _user() -> str:
+    """Who asks, for the record: the account of this machine, for want of a login."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return ""
+
+
+def by_option(verb: F) -> F:
+    """``--by``."""
+    return click.option("--by", default=_user, help="Who asks; it is recorded. Your user name if absent.")(verb)

@@ -338,7 +338,7 @@ def test_the_newest_definition_is_the_default(server: Server) -> None:
     ("verb", "path", "answer", "shown"),
     [
         (["services"], "/v1/services", [{"name": "stock", "breaker": "open"}], "stock"),
-        (["dead-letters"], "/v1/dead-letters", [{"id": "order-1", "step": "charge"}], "charge"),
+        (["dead-letters"], "/v1/dead-letters", [{"command_id": "order-1", "step": "charge"}], "charge"),
         (["cluster"], "/v1/cluster", {"name": "shop", "partitions": [{"partition": 0, "epoch": 17}]}, "17"),
         (
             ["history", "a"],
@@ -365,6 +365,109 @@ def test_a_breaker_is_set_by_hand(server: Server) -> None:
     server.answers((200, {"name": "stock", "breaker": "open"}))
     assert Ran("services", "breaker", "stock", "open", "--server", server.url).code == 0
     assert (server.asked[0].path, server.asked[0].json) == ("/v1/services/stock/breaker", {"state": "open"})
+
+
+# ---------------------------------------------------------------- what people and programs answer
+
+
+@pytest.mark.parametrize(("flag", "approve"), [("--approve", True), ("--reject", False)])
+def test_a_decision_names_who_and_why(server: Server, flag: str, approve: bool) -> None:
+    """The step's own name goes into the path, a second round's too; roles only where they are given."""
+    server.answers((200, command("running")))
+    who = ["--by", "ann", "--comment", "fine", "--role", "boss", "--role", "cfo"]
+    assert Ran("decide", "order-1", "approve#2", flag, *who, "--server", server.url).code == 0
+    assert (server.asked[0].method, server.asked[0].path) == ("POST", "/v1/commands/order-1/decisions/approve%232")
+    assert server.asked[0].json == {"approve": approve, "by": "ann", "comment": "fine", "roles": ["boss", "cfo"]}
+    assert Ran("decide", "order-1", "approve", flag, "--by", "ann", "--server", server.url).code == 0
+    assert server.asked[1].json == {"approve": approve, "by": "ann", "comment": ""}
+
+
+def test_who_decides_is_the_user_unless_it_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every operator's request."""
+    monkeypatch.setattr("getpass.getuser", lambda: "bob")
+    server.answers((200, command("running")))
+    for verb in (["decide", "a", "b", "--approve"], ["resolve", "a", "b", "--reason", "c"], ["pause", "a"]):
+        assert Ran(*verb, "--server", server.url).code == 0
+        assert server.asked[-1].json["by"] == "bob"
+
+
+def test_a_refused_decision_tells_who_may(server: Server) -> None:
+    """403 lists the roles."""
+    server.answers(problem(403, "forbidden", roles=["boss", "cfo"]))
+    ran = Ran("decide", "order-1", "approve", "--approve", "--server", server.url)
+    assert ran.code == 1
+    assert ran.err == "coordinator: forbidden: because forbidden\n  roles that may: boss, cfo\n"
+
+
+def test_decisions_are_listed_with_their_input(server: Server) -> None:
+    """For people a table; for programs what the server says; what may be missing is told."""
+    waiting = {
+        "command_id": "order-1", "type": "PlaceOrder", "step": "approve", "input": {"amount": 5}, "roles": ["boss"],
+        "since": "2026-01-01T00:00:00.000Z", "timeout_at": "2026-01-02T00:00:00.000Z", "on_timeout": "reject",
+        "attributes": {},
+    }  # fmt: skip
+    open_to_all = {**waiting, "step": "review", "roles": [], "timeout_at": None}
+    server.answers((200, [waiting, open_to_all], {"coordinator-incomplete": "3,5"}))
+    ran = Ran("decisions", "--server", server.url)
+    assert (ran.code, server.asked[0].path) == (0, "/v1/decisions")
+    head, first, second = ran.out.splitlines()
+    assert head.split() == ["command", "type", "step", "input", "roles", "since", "timeout"]
+    for shown in ("order-1", "approve", '{"amount": 5}', "boss", "2026-01-02T00:00:00.000Z (reject)"):
+        assert shown in first
+    assert second.split()[-3:] == ["anybody", "2026-01-01T00:00:00.000Z", "-"]
+    assert ran.err == "decisions of partitions 3, 5 may be missing: ask again in a moment\n"
+    assert json.loads(Ran("decisions", "--json", "--server", server.url).out) == [waiting, open_to_all]
+    server.answers((200, []))
+    ran = Ran("decisions", "--server", server.url)
+    assert (ran.code, ran.out, ran.err) == (0, "", "no decisions are waited for\n")
+
+
+@pytest.mark.parametrize("value", ["null", "0", '"text"', '{"code": "1234"}', "[]"])
+def test_data_is_provided_as_it_is(server: Server, value: str) -> None:
+    """Any JSON value is the body; its signal id makes a repetition count once."""
+    server.answers((200, command("running")))
+    words = ["--payload", value, "--by", "ann"]
+    assert Ran("provide", "order-1", "otp", *words, "--signal-id", "s 1", "--server", server.url).code == 0
+    asked = server.asked[0]
+    assert (asked.method, asked.path, asked.json) == ("POST", "/v1/commands/order-1/data/otp", json.loads(value))
+    assert asked.query == {"signal_id": "s 1", "by": "ann"}
+    assert Ran("provide", "order-1", "otp", *words, "--server", server.url).code == 0
+    assert server.asked[1].query == {"by": "ann"}
+
+
+def test_data_may_come_from_a_file(server: Server, tmp_path: Any) -> None:
+    """@FILE, as for a payload."""
+    (tmp_path / "otp.json").write_text('{"code": "1234"}')
+    server.answers((200, command("running")))
+    assert Ran("provide", "a", "otp", "--payload", f"@{tmp_path / 'otp.json'}", "--server", server.url).code == 0
+    assert server.asked[0].json == {"code": "1234"}
+
+
+def test_an_undo_is_resolved_with_a_reason(server: Server) -> None:
+    """Who mended it by hand, and how."""
+    server.answers((200, command("compensating")))
+    why = ["--reason", "refunded by bank transfer", "--by", "ann"]
+    assert Ran("resolve", "order-1", "charge", *why, "--server", server.url).code == 0
+    assert server.asked[0].path == "/v1/commands/order-1/resolve"
+    assert server.asked[0].json == {"step": "charge", "reason": "refunded by bank transfer", "by": "ann"}
+
+
+def test_a_command_may_begin_later(server: Server) -> None:
+    """--delay goes along as a duration."""
+    server.answers((202, command("waiting", waiting_for=["start"])))
+    assert Ran("submit", "T", "--delay", "10m", "--server", server.url).code == 0
+    assert server.asked[0].json["delay"] == "10m"
+
+
+def test_an_editors_schema_is_not_sent(server: Server, tmp_path: Any) -> None:
+    """``$schema`` in a definition's file is for the editor."""
+    file = tmp_path / "d.json"
+    file.write_text('{"$schema": "definition.schema.json", "name": "d", "version": 1, "steps": []}')
+    server.answers((201, {}), (202, command("running")))
+    assert Ran("definitions", "put", str(file), "--server", server.url).code == 0
+    assert Ran("submit", "--definition", str(file), "--server", server.url).code == 0
+    assert server.asked[0].json == {"name": "d", "version": 1, "steps": []}
+    assert server.asked[1].json["definition"] == {"name": "d", "version": 1, "steps": []}
 
 
 # ---------------------------------------------------------------- watch
