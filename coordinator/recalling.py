@@ -13,7 +13,7 @@ from coordinator.admission.receipts import Receipt
 from coordinator.engine.engine import Engine
 from coordinator.log.base import Log, LogError
 from coordinator.model.ids import CommandId
-from coordinator.model.records import Epoch, Submitted
+from coordinator.model.records import Epoch, Reopened, Submitted
 from coordinator.ownership.validity import Validity
 from coordinator.replaying import finished_command
 from coordinator.view import FinishedCommand
@@ -44,7 +44,7 @@ async def recalled(
                         continue
                     record = read(data, partition=partition, offset=offset)
                     if validity is None:
-                        if not isinstance(record, Submitted) or record.id != id:
+                        if not isinstance(record, (Submitted, Reopened)) or record.id != id:
                             return None
                         validity = Validity(offset, record.token)
                     if validity.admit(offset, record) and not isinstance(record, Epoch):

@@ -12,6 +12,7 @@ from typing import Any
 from coordinator import outcomes
 from coordinator.engine import diagram, views
 from coordinator.engine.explain import explain
+from coordinator.engine.kinds import beginning, flat
 from coordinator.errors import InvalidPayload, LogUnavailable
 from coordinator.front.base import nothing
 from coordinator.front.lists import Lists
@@ -23,7 +24,7 @@ from coordinator.model.ids import parse_position, partition_of, position
 from coordinator.model.moments import timestamp
 from coordinator.transport.base import Event, Gathered, OutcomeItem, Unwatch, Watcher
 
-_NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged")  # kinds of record that are no event of their own
+_NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged", "Reopened")  # kinds of record that are no event of their own
 
 
 class Queries(Lists):
@@ -78,7 +79,7 @@ class Queries(Lists):
         """The durable events after the offset ``seen``; the end comes always, so that nobody waits for it in vain."""
         events = []
         partition, records = self.records_of(id)
-        for offset, record in records:
+        for offset, record in flat(partition, records):
             kind = type(record).__name__
             if offset <= seen or kind in _NOT_TOLD:
                 continue
@@ -95,7 +96,7 @@ class Queries(Lists):
     async def history(self, id: str) -> list[dict[str, Any]]:
         await self.surely(id)
         partition, records = self.records_of(id)
-        return [views.history_entry(partition, offset, record) for offset, record in records]
+        return [views.history_entry(partition, offset, record) for offset, record in flat(partition, records)]
 
     async def explain(self, id: str) -> dict[str, Any]:
         await self.surely(id)
@@ -121,7 +122,11 @@ class Queries(Lists):
     async def diagram(self, id: str) -> str:
         await self.surely(id)
         command = self.live(id)
-        submitted = self.records_of(id)[1][0][1] if command is None else command.submitted
+        if command is None:
+            partition, records = self.records_of(id)
+            submitted = beginning(partition, records[0][1])
+        else:
+            submitted = command.submitted
         view = self.view_of(id)
         drawn = self.registry.diagram_of(submitted)
         return diagram.of_command(view, self.registry.definition_of(submitted)) if drawn is None else drawn(view.steps)
