@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.awaitables import Skip, Wait
+from coordinator.awaitables import Gate, Skip, Wait
 from coordinator.engine.expressions import ExpressionError
 from coordinator.engine.graph import run_graph
 from coordinator.engine.plan import DecisionPlan, JointPlan, Place, Plan, RequestPlan, StepPlan
@@ -116,7 +116,7 @@ class _Running:
 
 def _nodes(plan: Plan) -> list[Node]:
     return [
-        *[_node(step, _step_run(step), listens=step.data is not None and step.data.optional) for step in plan.steps],
+        *[_node(step, _step_run(step, listens=step.listens), listens=step.listens) for step in plan.steps],
         *[_node(joint, _joint_run(joint)) for joint in plan.joints],
     ]
 
@@ -139,7 +139,7 @@ def _node(place: Place, run: Callable[[Run], Coroutine[Any, Any, Any]], *, liste
     )
 
 
-def _step_run(step: StepPlan) -> Callable[[Run], Coroutine[Any, Any, Any]]:
+def _step_run(step: StepPlan, *, listens: bool) -> Callable[[Run], Coroutine[Any, Any, Any]]:
     async def run(node: Run) -> Any:
         running: _Running = node.context
         running.skipped.discard(step.name)
@@ -150,6 +150,8 @@ def _step_run(step: StepPlan) -> Callable[[Run], Coroutine[Any, Any, Any]]:
             value = SKIPPED
         if value is SKIPPED:
             running.skipped.add(step.name)
+            if listens:
+                await Gate()  # that nobody opens: a listener that returned would be begun again
         return value
 
     return run

@@ -114,6 +114,11 @@ class StepPlan(Place, frozen=True, kw_only=True):
     deadline: str | None
     callbacks: Mapping[str, str]
 
+    @property
+    def listens(self) -> bool:
+        """Nobody waits for it, and it may come again."""
+        return self.data is not None and self.data.optional
+
 
 class JointPlan(Place, frozen=True, kw_only=True):
     """One joint; ``entry`` and ``members`` as in `model.definition.Joint`."""
