@@ -24,7 +24,8 @@ from coordinator.model.ids import parse_position, partition_of, position
 from coordinator.model.moments import timestamp
 from coordinator.transport.base import Event, Gathered, OutcomeItem, Unwatch, Watcher
 
-_NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged", "Reopened")  # kinds of record that are no event of their own
+# kinds of record that are no event of their own
+_NOT_TOLD = ("Finished", "Control", "Timer", "Signal", "Damaged", "Reopened")
 
 
 class Queries(Lists):
