@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from heapq import heappush, heapreplace
 from typing import Any, Final
 
@@ -165,11 +165,11 @@ class Lists(Base):
 
 
 async def newest(
-    entries: Sequence[Entry], wanted: Wanted, before: Place | None, count: int, slices: Slices
+    entries: Iterable[Entry], wanted: Wanted, before: Place | None, count: int, slices: Slices
 ) -> list[Place]:
     """The places of the newest ``count`` commands that are wanted, below ``before``, newest first."""
     heap: list[Place] = []  # the oldest of them first
-    for partition, id, entry in reversed(entries):  # about newest first: most need not be asked whether they are wanted
+    for partition, id, entry in entries:
         if slices.over():
             await slices.next()
         if isinstance(entry, bytes):

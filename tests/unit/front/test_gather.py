@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.front import gather
-from coordinator.front.queries import parse_cursor
+from coordinator.front.lists import parse_cursor
 from coordinator.model.command import CommandView, State
 from coordinator.transport.base import CommandPage
 
