@@ -189,8 +189,8 @@ class _Reader:
         return Spec(
             cron=cron,
             every_ms=every,
-            zone=self.zone(content.get("timezone", "UTC")),
-            overlap=self.overlap(content.get("overlap", "skip")),
+            zone=self.zone(content.get("timezone")),
+            overlap=self.overlap(content.get("overlap")),
             start=start,
             end=end,
             command=self.command(content.get("command")),
@@ -246,7 +246,7 @@ class _Reader:
             return None
 
     def zone(self, value: Any) -> tzinfo:
-        if value == "UTC":
+        if value is None or value == "UTC":
             return UTC  # arithmetic with this one is quicker than with the zone of that name
         try:
             if isinstance(value, str) and value in _zones():
@@ -259,6 +259,8 @@ class _Reader:
         return UTC
 
     def overlap(self, value: Any) -> Overlap:
+        if value is None:
+            return Overlap.SKIP
         if value in tuple(Overlap):
             return Overlap(value)
         self.report("$.overlap", f"one of {', '.join(Overlap)}")
