@@ -9,8 +9,9 @@ crashing    a scenario once for every place at which the coordinator can die
 
 from coordinator.embedding.clock import FakeClock
 from coordinator.embedding.crashing import crash_everywhere
-from coordinator.embedding.embedded import Embedded, Standstill, embedded
+from coordinator.embedding.handle import Embedded, Standstill
 from coordinator.embedding.scripted import Route, Scripted, ServiceCall, Unscripted
+from coordinator.embedding.starting import embedded
 
 __all__ = [
     "Embedded",

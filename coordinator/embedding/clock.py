@@ -20,8 +20,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from coordinator.engine.views import timestamp
 from coordinator.model.durations import parse_duration
+from coordinator.model.moments import timestamp
 
 START: Final = "2026-01-01T00:00:00Z"
 MOMENTS_MAX: Final = 100_000  # that one move passes: more is a retry that goes on for ever
@@ -174,12 +174,17 @@ class FakeClock:
 
     async def sleep(self, delay_ms: float) -> None:
         """Returns when the clock has moved by so much."""
-        woken = asyncio.get_running_loop().create_future()
-        timer = self.call_later(delay_ms, lambda: woken.done() or woken.set_result(None))
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self.call_later(delay_ms, _wake, woken)
         try:
             await woken
         finally:
             timer.cancel()
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 class ClockedLoop:

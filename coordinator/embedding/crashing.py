@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final
 
 from coordinator.embedding.clock import START, FakeClock
-from coordinator.embedding.embedded import CALLBACK_URL, Embedded
+from coordinator.embedding.handle import Embedded
 from coordinator.embedding.life import MortalLog
+from coordinator.embedding.starting import make
 from coordinator.log.memory import Fault, MemoryStorage
-from coordinator.model.durations import parse_duration
-from coordinator.model.settings import EngineSettings
 from coordinator.saga import App
 from coordinator.wire.codec import read
 
@@ -43,23 +42,16 @@ async def crash_everywhere(
     however often the coordinator crashed; count `Scripted.effects`, as calls may well come twice.  What it raises is
     raised here, with a note of where the crash was.
     """
-    settings = EngineSettings(
-        max_commands=max_commands,
-        slow_retry_interval_ms=parse_duration(slow_retry_interval),
-        callback_url=CALLBACK_URL,
-    )
 
     async def run(at: int, fault: Fault) -> _Disk:
         disk = _Disk(at, fault)
-        c = Embedded(
+        c = make(
             app,
-            data_dir=None,
             services=services,
             clock=FakeClock(clock),
-            settings=settings,
-            name="embedded",
-            drain_timeout="0s",
-            log=disk.open,
+            max_commands=max_commands,
+            slow_retry_interval=slow_retry_interval,
+            open_log=disk.open,
         )
         try:
             async with c:

@@ -52,7 +52,6 @@ class Setup(Struct, frozen=True, kw_only=True):
     now: Callable[[], int]
     clock: FakeClock | None
     directory: Path
-    seed: int | None
 
 
 class EvenRandom(Random):
@@ -143,7 +142,7 @@ class Life:
         self.over: asyncio.Future[None] = loop.create_future()
         self.changed = asyncio.Event()
         self.asleep = 0  # calls under way whose service takes its time, by the clock that stands still
-        random = EvenRandom(setup.seed) if setup.seed is not None else Random()
+        random = Random() if setup.clock is None else EvenRandom(0)
         kinds = {name: "grpc" if each.url.startswith("grpc") else "http" for name, each in setup.services.items()}
         registry = Registry(setup.app, kinds)
         engine = Engine(setup.settings, setup.services, registry, random)
@@ -182,7 +181,8 @@ class Life:
         self._main = main = asyncio.create_task(self.pipeline.run(), name="embedded-lanes")
         ready = asyncio.ensure_future(self._ready.wait())
         try:
-            await asyncio.wait([main, ready, self.over], return_when=asyncio.FIRST_COMPLETED)
+            ended: list[asyncio.Future[Any]] = [main, ready, self.over]
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
         main.add_done_callback(lambda _: self.die())
@@ -220,8 +220,10 @@ class Life:
         """Takes nothing more in, waits for what is under way (calls for ``drain_ms`` at most), and ends."""
         engine = self.pipeline.engine
         self.local.stopping = True
+        until = self.pipeline.loop.time() + drain_ms / 1000
+        await self.settle(until)  # commands that move on by themselves may end
         engine.freeze()
-        await self.settle(self.pipeline.loop.time() + drain_ms / 1000)
+        await self.settle(until)
         self.die()
         await self._stop()
         await self.view.close()
