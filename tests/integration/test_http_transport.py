@@ -12,12 +12,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from jsonschema import Draft202012Validator
 
-from coordinator.transport.http.problem import HttpError
 from coordinator.transport.http.routes import ROUTES
-from coordinator.transport.http.routing import JSON, PROBLEM, Router
 from tests.integration.daemon import Daemon, Service, config, services
+from tests.integration.documented import Documented, documented_client
 
 STEPS = [
     {
@@ -30,32 +28,6 @@ STEPS = [
     {"name": "charge", "service": "stock", "path": "/charge"},
 ]
 ORDER = {"name": "order", "version": 1, "steps": STEPS, "result": "${steps.charge}"}
-
-
-class Documented:
-    """Checks each answer against the document, and remembers which operations were asked."""
-
-    def __init__(self) -> None:
-        self.document: dict[str, Any] = {}
-        self.asked: set[str] = set()
-        self._router = Router(ROUTES)
-
-    async def check(self, response: httpx.Response) -> None:
-        request = response.request
-        try:
-            route, _ = self._router.find(request.method, request.url.raw_path.partition(b"?")[0])
-        except HttpError:
-            return
-        self.asked.add(route.name)
-        replies = self.document["paths"][route.path][route.method.lower()]["responses"]
-        assert str(response.status_code) in replies, (route.name, response.status_code)
-        content = replies[str(response.status_code)]["content"]
-        media = response.headers["content-type"].partition(";")[0]
-        assert media in content, (route.name, media)
-        if media in (JSON, PROBLEM):
-            await response.aread()
-            schema = {**content[media]["schema"], "components": self.document["components"]}
-            Draft202012Validator(schema).validate(response.json())
 
 
 @pytest.fixture
@@ -83,10 +55,7 @@ async def documented() -> Documented:
 async def client(daemon: Daemon, documented: Documented) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the started daemon."""
     await asyncio.to_thread(daemon.start)
-    async with httpx.AsyncClient(base_url=daemon.http, timeout=20) as plain:
-        documented.document = (await plain.get("/openapi.json")).json()
-    hooks = {"response": [documented.check]}
-    async with httpx.AsyncClient(base_url=daemon.http, timeout=20, event_hooks=hooks) as client:
+    async with documented_client(daemon.http, documented) as client:
         yield client
 
 
@@ -146,7 +115,25 @@ async def test_a_walk_through_the_whole_api(client: httpx.AsyncClient, stock: Se
         refused = await client.post(f"{path}/{operation}")
         assert (refused.status_code, refused.json()["code"]) == (409, "illegal_state")
         assert isinstance(refused.json()["legal_states"], list)
-    assert (await client.post(f"{path}/requeue", json={"step": "charge"})).status_code == 409
+    for operation in ("requeue", "resolve"):
+        assert (await client.post(f"{path}/{operation}", json={"step": "charge"})).status_code == 409
+    assert (await client.post(f"{path}/decisions/approve", json={"approve": True})).status_code == 404
+    assert (await client.post(f"{path}/data/otp", json=1)).json()["code"] == "unknown_step"
+    assert (await client.get("/v1/decisions")).json() == []
+    for method in ("GET", "POST"):
+        unknown = await client.request(method, "/v1/callbacks/é-1/otp/0.00")
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_command")
+
+    nightly = {"cron": "0 3 * * *", "command": {"type": "order", "payload": {"n": 1}}}
+    made = await client.put("/v1/schedules/nightly?by=me", json=nightly)
+    assert (made.status_code, made.json()["name"]) == (200, "nightly")
+    assert (await client.get("/v1/schedules/nightly")).json() == made.json()
+    assert [each["name"] for each in (await client.get("/v1/schedules")).json()] == ["nightly"]
+    for action in ("pause", "resume"):
+        told = await client.post(f"/v1/schedules/nightly/{action}", json={"reason": "closed", "by": "me"})
+        assert told.status_code == 200
+    assert (await client.delete("/v1/schedules/nightly?reason=done&by=me")).status_code == 200
+    assert (await client.get("/v1/schedules/nightly")).json()["code"] == "unknown_schedule"
 
     listed = (await client.get("/v1/commands", params={"state": "completed", "type": "order", "limit": 5})).json()
     assert [command["id"] for command in listed["commands"]] == ["é-1"]
