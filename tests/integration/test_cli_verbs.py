@@ -84,21 +84,28 @@ ASKING: dict[str, list[str]] = {
     "abort": ["done"],
     "retry": ["done"],
     "requeue": ["done", "charge"],
+    "resolve": ["done", "charge", "--reason", "by hand"],
+    "decide": ["done", "charge", "--approve"],
+    "provide": ["done", "otp", "--payload", "1"],
+    "decisions": [],
     "replay": ["--service", "stock"],
     "definitions": ["list"],
+    "schedules": ["list"],
     "dead-letters": [],
     "quarantine": [],
     "services": [],
     "cluster": [],
     "log": ["explain"],
 }
-OPERATING = ("pause", "resume", "cancel", "abort", "retry", "requeue")
+OPERATING = ("pause", "resume", "cancel", "abort", "retry", "requeue", "resolve")
+ANSWERING = ("decide", "provide")
+ALONE = ("serve", "demo", "simulate", "schema")  # that need no server
 NO_JSON = ("diagram", "replay")  # Mermaid; JSON lines as they are
 
 
 async def test_every_verb_is_tried_here() -> None:
     """A new verb has to be added to the table above."""
-    assert {*ASKING, "serve", "demo", "simulate"} == set(VERBS)
+    assert {*ASKING, *ALONE} == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in ASKING if verb != "replay"])
@@ -114,7 +121,10 @@ async def test_without_a_server_it_is_3(verb: str) -> None:
     "wrong",
     [
         *([verb, *ASKING[verb], "--nonsense"] for verb in ASKING),
-        *([verb] for verb in ("submit", "get", "watch", "history", "explain", "diagram", "replay", *OPERATING)),
+        *([verb] for verb in ("submit", "get", "watch", "history", "explain", "diagram", "replay", *OPERATING, *ANSWERING)),
+        ["cancel", "--dry-run"],
+        ["cancel", "done", "--state", "running"],
+        ["schema", "everything"],
         ["submit", "order", "--definition", "-"],
         ["submit", "order", "--payload", "{"],
         ["submit", "order", "--payload", "NaN"],
@@ -162,6 +172,9 @@ async def test_every_verb_tells_programs_in_json(daemon: Daemon) -> None:
         if verb in OPERATING:
             assert (code, out) == (1, "")
             assert told.startswith("coordinator: illegal_state: ")
+        elif verb in ANSWERING:  # an order asks nothing
+            assert (code, out) == (1, "")
+            assert told.startswith(("coordinator: unknown_step: ", "coordinator: illegal_state: "))
         else:
             assert (code, told) == (0, ""), verb
             documents = [json.loads(line) for line in out.splitlines()]
@@ -231,6 +244,10 @@ async def test_the_end_of_a_command_is_the_exit_code(daemon: Daemon, stock: Serv
         (["definitions", "get", "nothing"], "unknown_definition"),
         (["services", "breaker", "nobody", "open"], "unknown_service"),
         (["list", "--cursor", "x"], "invalid_payload"),
+        (["decide", "nobody", "approve", "--reject"], "unknown_command"),
+        (["provide", "nobody", "otp", "--payload", "1"], "unknown_command"),
+        (["resolve", "nobody", "charge", "--reason", "by hand"], "unknown_command"),
+        (["schedules", "get", "nothing"], "unknown_schedule"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
