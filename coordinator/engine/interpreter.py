@@ -135,7 +135,7 @@ def _node(place: Place, run: Callable[[Run], Coroutine[Any, Any, Any]], *, liste
         if saved is None
         else Savepoint(then=saved.then, attempts=saved.attempts, exhausted=saved.exhausted),
         listens=listens,
-        reruns=place.reruns,
+        reruns=place.reruns and not listens,  # it listens on as it is
     )
 
 

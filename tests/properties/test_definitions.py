@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
+from coordinator.engine import diagram
 from coordinator.engine.interpreter import definition_type
 from coordinator.engine.plan import compile_definition
 from coordinator.engine.stepper import Execution
 from coordinator.errors import InvalidPayload
-from coordinator.model.records import raw
+from coordinator.model.ids import CommandId
+from coordinator.model.records import Signal, raw
 from coordinator.saga import Saga
 
 SERVICES = {"s": "http"}
@@ -81,9 +84,146 @@ def test_a_step_runs_exactly_when_its_own_befores_have_ended(
     assert again.result == execution.result
 
 
+class Nested:
+    """A naive reading of a nested definition: who may run is found by looking at the whole tree each time."""
+
+    def __init__(self, content: dict[str, Any], flag: bool) -> None:
+        self.flag = flag
+        self.items: dict[str, dict[str, Any]] = {}
+        self.after: dict[str, list[str]] = {}
+        self.around: dict[str, tuple[str, bool] | None] = {}
+        self._walk(content["steps"], None)
+        self.leaves = [name for name, item in self.items.items() if "steps" not in item]
+
+    def _walk(self, items: list[dict[str, Any]], around: tuple[str, bool] | None) -> None:
+        for index, item in enumerate(items):
+            name = item["name"]
+            self.items[name] = item
+            self.after[name] = item.get("after", [items[index - 1]["name"]] if index else [])
+            self.around[name] = around
+            self._walk(item.get("steps", []), (name, True))
+            self._walk(item.get("else", []), (name, False))
+
+    def holds(self, name: str) -> bool:
+        return {"false": False, "payload.flag": self.flag}.get(self.items[name].get("when", "true"), True)
+
+    def left_out(self, name: str) -> bool:
+        """By its own condition or by one around it."""
+        around = self.around[name]
+        outside = around is not None and (self.left_out_around(around))
+        return outside or not self.holds(name)
+
+    def left_out_around(self, around: tuple[str, bool]) -> bool:
+        name, branch = around
+        outer = self.around[name]
+        return self.holds(name) is not branch or (outer is not None and self.left_out_around(outer))
+
+    def ended(self, name: str, gone: set[str]) -> bool:
+        item = self.items[name]
+        inner = [each["name"] for each in (*item.get("steps", []), *item.get("else", []))]
+        return ("steps" in item or name in gone) and all(self.ended(each, gone) for each in inner)
+
+    def entered(self, name: str, gone: set[str]) -> bool:
+        around = self.around[name]
+        before = all(self.ended(each, gone) for each in self.after[name])
+        return before and (around is None or self.entered(around[0], gone))
+
+    def ready(self, gone: set[str]) -> set[str]:
+        return {name for name in self.leaves if name not in gone and self.entered(name, gone)}
+
+
+@st.composite
+def nested(draw: st.DrawFn) -> dict[str, Any]:
+    """Blocks in blocks, steps with else, afters that name anything that was written before, of any block."""
+    names = iter(f"s{n}" for n in range(100))
+    written: list[str] = []
+
+    def items(depth: int, inside: tuple[str, ...]) -> list[dict[str, Any]]:
+        return [item(depth, inside) for _ in range(draw(st.integers(1, 3 if depth else 2)))]
+
+    def item(depth: int, inside: tuple[str, ...]) -> dict[str, Any]:
+        name = next(names)
+        made: dict[str, Any] = {"name": name}
+        if draw(st.integers(0, 2)) == 0:
+            known = [each for each in written if each not in inside]
+            made["after"] = draw(st.lists(st.sampled_from(known), unique=True, max_size=3)) if known else []
+        written.append(name)
+        if draw(st.booleans()):
+            made["when"] = draw(st.sampled_from(["true", "false", "payload.flag"]))
+        if depth and draw(st.booleans()):
+            made["steps"] = items(depth - 1, (*inside, name))
+        else:
+            made |= draw(st.sampled_from([{"service": "s"}, {"data": name}, {"sleep": "1s"}]))
+        if depth and "when" in made and draw(st.booleans()):
+            made["else"] = items(depth - 1, (*inside, name))
+        return made
+
+    steps = items(3, ())
+    model = Nested({"steps": steps}, False)
+    result = ", ".join(f"steps.{name}" for name in model.leaves)
+    return {"name": "d", "version": 1, "steps": steps, "result": "${[" + result + "]}"}
+
+
+def answer(execution: Execution, name: str, turn: int) -> None:
+    if name in execution.pending:
+        execution.outcome(name, raw(name), turn)
+    elif execution.waits[name].call.kind == "data":
+        execution.signal(Signal(1, b"", turn, CommandId("c"), name, raw(name)))
+    else:
+        execution.timer(name, turn)
+
+
+@settings(max_examples=150, deadline=None)
+@given(nested(), st.booleans(), st.data())
+def test_nested_steps_run_in_their_blocks_order_or_not_at_all(
+    content: dict[str, Any], flag: bool, data: st.DataObject
+) -> None:
+    """What is made flat runs as it was nested: blocks are entered and left as a whole, conditions guard all in them."""
+    model = Nested(content, flag)
+    execution = begin(content, flag)
+    ended: list[str] = []
+    skipped: set[str] = set()
+    while True:
+        while left_out := {name for name in model.ready({*ended, *skipped}) if model.left_out(name)}:
+            skipped |= left_out
+        assert set(execution.skipped) == skipped
+        assert {*execution.pending, *execution.waits} == model.ready({*ended, *skipped})
+        if execution.done:
+            break
+        name = data.draw(st.sampled_from(sorted({*execution.pending, *execution.waits})))
+        answer(execution, name, len(ended))
+        ended.append(name)
+    assert execution.error is None
+    assert {*ended, *skipped} == set(model.leaves)
+    assert execution.result == [
+        None if name in skipped or "sleep" in model.items[name] else name for name in model.leaves
+    ]
+    again = begin(content, flag)
+    for turn, name in enumerate(ended):
+        answer(again, name, turn)
+    assert (again.done, again.result) == (True, execution.result)
+
+
+@settings(max_examples=50, deadline=None)
+@given(nested(), st.booleans())
+def test_every_nested_definition_can_be_drawn(content: dict[str, Any], flag: bool) -> None:
+    """All its steps are in the picture once, and every arrow leads from something drawn to something drawn."""
+    definition = compile_definition(content, services=SERVICES).definition
+    lines = diagram.of_definition(definition).splitlines()
+    drawn = [match[1] for line in lines if (match := re.match(r" +([sc]\d+)[\[({]", line))]
+    steps = [node for node in drawn if node.startswith("s")]
+    assert sorted(steps) == sorted({f"s{index}" for index in range(len(definition.steps))})
+    ends = [re.findall(r"\b[sc]\d+\b", line.partition("undo")[0]) for line in lines if "-->" in line]
+    assert {end for pair in ends for end in pair} <= set(drawn)
+
+
 FIELDS = ["after", "when", "undo", "retry", "timeout", "path", "body", "headers", "answers", "method", "give_up_after"]
+FIELDS += ["decision", "data", "sleep", "savepoint", "join", "losers", "else", "deadline"]
 KEYS = st.text(max_size=8) | st.sampled_from(["name", "version", "steps", "service", "result", "attempts", *FIELDS])
-TEXTS = st.text(max_size=8) | st.sampled_from(["${payload.x}", "${", "${steps.a}", "s", "a", "/x", "1s"])
+KEYS |= st.sampled_from(["then", "exhausted", "optional", "reruns", "reopens", "for", "roles", "input", "on_timeout"])
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["${payload.x}", "${", "${steps.a}", "s", "a", "/x", "1s", "any", "${callback.a}"]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
@@ -93,11 +233,18 @@ STEPS = st.lists(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), min
 
 
 def named(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"steps": [{"name": f"s{n}", "service": "s", **step} for n, step in enumerate(steps)]}
+    """Steps of what kind they say; those that say none send a request."""
+    kinds = [{} if step.keys() & {"decision", "data", "sleep"} else {"service": "s"} for step in steps]
+    return {"steps": [{"name": f"s{n}", **kinds[n], **step} for n, step in enumerate(steps)]}
+
+
+def grouped(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    block = {"name": "b", "when": "payload.x", "steps": named(steps)["steps"], "else": [{"name": "a", "data": "a"}]}
+    return {"steps": [block, {"name": "z", "sleep": "1s"}]}
 
 
 @settings(max_examples=100, deadline=None)
-@given(JSON | STEPS.map(named))
+@given(JSON | STEPS.map(named) | STEPS.map(grouped))
 def test_any_json_is_a_definition_or_refused_with_paths(content: Any) -> None:
     """No JSON, however odd, fails in another way than InvalidPayload; every fault has a path."""
     faults = []

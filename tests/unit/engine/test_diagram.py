@@ -85,3 +85,92 @@ def test_a_label_cannot_be_left() -> None:
 def test_every_state_has_a_colour() -> None:
     """No state is drawn without a class."""
     assert set(diagram.COLOURS) == set(StepState)
+
+
+def drawn(*steps: dict[str, object], views: list[StepView] | None = None) -> list[str]:
+    return diagram.of_definition(definition({"steps": list(steps)}), views or []).splitlines()
+
+
+def test_each_kind_of_step_has_its_shape_and_says_what_it_waits_for() -> None:
+    """A hexagon decides, a slanted box takes data, a rounded one sleeps."""
+    lines = drawn(
+        {"name": "a", "decision": {"roles": ["boss", "cfo"], "timeout": "1h", "on_timeout": "approve"}},
+        {"name": "b", "data": {"name": "otp", "timeout": "5m"}},
+        {"name": "c", "data": {"optional": True, "reruns": True}},
+        {"name": "d", "sleep": "10s"},
+        {"name": "e", "service": "s", "deadline": "3s", "savepoint": True},
+    )
+    assert lines[1:6] == [
+        '  s0{{"<b>a</b><br/>decision by boss, cfo<br/>approve after 1h"}}',
+        '  s1[/"<b>b</b><br/>data otp<br/>fail after 5m"/]',
+        '  s2[/"<b>c</b><br/>data c, reruns"/]',
+        '  s3(["<b>d</b><br/>sleep 10s"])',
+        '  s4["<b>e</b><br/>s POST /<br/>deadline 3s<br/>savepoint, then retry 1, then undo"]',
+    ]
+    assert "  s2 -.->|if there| s3" in lines
+
+
+def test_a_block_is_a_frame_and_its_condition_a_rhombus() -> None:
+    """Joints that decide nothing are not drawn; without an else, the other way leads past the block."""
+    assert drawn(
+        {"name": "a", "sleep": "1s"},
+        {"name": "b", "when": "payload.x", "savepoint": {"then": "undo"}, "steps": [
+            {"name": "c", "sleep": "1s"}, {"name": "inner", "steps": [{"name": "d", "sleep": "1s"}]}]},
+        {"name": "e", "sleep": "1s"},
+    ) == [
+        "flowchart TD",
+        '  s0(["<b>a</b><br/>sleep 1s"])',
+        '  s3(["<b>e</b><br/>sleep 1s"])',
+        '  c0{"payload.x"}',
+        '  subgraph b0["b<br/>savepoint, then undo"]',
+        '    s1(["<b>c</b><br/>sleep 1s"])',
+        '    subgraph b1["inner"]',
+        '      s2(["<b>d</b><br/>sleep 1s"])',
+        "    end",
+        "  end",
+        "  c0 -->|yes| s1",
+        "  s1 --> s2",
+        "  s2 --> s3",
+        "  c0 -->|no| s3",
+        "  s0 --> c0",
+    ]  # fmt: skip
+
+
+def test_else_is_the_other_way_from_the_rhombus_and_a_join_any_says_so() -> None:
+    """Both ways lead on to what comes after."""
+    lines = drawn(
+        {"name": "a", "when": "payload.x", "sleep": "1s", "else": [{"name": "b", "sleep": "1s"}]},
+        {"name": "c", "after": [], "sleep": "1s"},
+        {"name": "d", "after": ["a", "c"], "join": "any", "sleep": "1s"},
+    )
+    assert lines[6:] == [
+        "  c0 -->|yes| s0",
+        "  c0 -->|no| s1",
+        "  s0 -->|any| s3",
+        "  s1 -->|any| s3",
+        "  s2 -->|any| s3",
+    ]
+
+
+def test_a_second_round_is_the_one_that_is_shown() -> None:
+    """But a listener that goes on listening shows what it was given."""
+    steps: list[dict[str, object]] = [
+        {"name": "late", "data": {"optional": True, "reruns": True}},
+        {"name": "a", "service": "s"},
+    ]
+    views = [
+        view("late", StepState.SUCCEEDED),
+        view("a", StepState.SUCCEEDED),
+        view("late#2", StepState.WAITING),
+        view("a#2", StepState.RUNNING),
+    ]
+    lines = drawn(*steps, views=views)
+    assert "  class s0 succeeded" in lines
+    assert "  class s1 running" in lines
+    assert any("running, round 2" in line for line in lines)
+
+
+def test_a_step_of_code_that_calls_nobody_has_no_service_line() -> None:
+    """A wait among the steps of a command of code."""
+    waiting = StepView(name="otp", service="", state=StepState.WAITING, attempts=0)
+    assert '  s0["<b>otp</b><br/>waiting"]' in diagram.of_steps([waiting])

@@ -54,6 +54,79 @@ def test_an_expression_may_use_only_what_is_there(fields: dict[str, Any], path: 
     assert fault in found[path]
 
 
+@pytest.mark.parametrize(
+    ("fields", "path", "fault"),
+    [
+        ({"body": "${callback.otq}"}, ".body", 'unknown data "otq" (did you mean "otp"?)'),
+        ({"body": "${callback}"}, ".body", "callback is used with the name of data"),
+        ({"body": "${callback.otp.url}"}, ".body", "callback is used with the name of data"),
+        ({"body": "${callback[payload.x]}"}, ".body", "callback is used with the name of data"),
+        ({"when": "callback.otp != ''"}, ".when", "a callback is for what a step sends"),
+        ({"undo": {"path": "/u/${callback.otp}"}}, ".undo.path", "a callback is for what a step sends"),
+        ({"after": ["confirm"], "body": "${callback.otp}"}, ".body", 'step "confirm" has been given "otp" before'),
+        ({"body": "${steps.group.x}"}, ".body", '"group" is a block and has no outcome'),
+        ({"body": "${steps.inner}"}, ".body", 'step "inner" does not come before "b"'),
+        ({"when": "payload.x", "else": [{"name": "e", "sleep": "1s", "when": "steps.b"}]}, ".else[0].when",
+         'step "b" does not come before "e"'),
+        ({"when": "steps.b == 1", "else": [{"name": "e", "sleep": "1s"}]}, ".when", "not there before it has run"),
+    ],
+)  # fmt: skip
+def test_callbacks_and_blocks_are_used_for_what_they_are(fields: dict[str, Any], path: str, fault: str) -> None:
+    """A callback has to reach somebody who waits, and a block has nothing to give."""
+    found = faults(
+        step("a"),
+        step("b", **fields),
+        {"name": "confirm", "data": "otp", "after": ["a"]},
+        {"name": "group", "steps": [{"name": "inner", "sleep": "1s"}]},
+    )
+    assert f"$.steps[1]{path}" in found, found
+    assert fault in found[f"$.steps[1]{path}"]
+
+
+def test_a_decisions_input_is_checked_like_a_body() -> None:
+    """It is a template too, and may hold a callback."""
+    found = faults({"name": "a", "decision": {"input": {"x": "${steps.b}"}}}, step("b"))
+    assert list(found) == ["$.steps[0].decision.input.x"]
+    compile_definition(
+        {"steps": [{"name": "a", "decision": {"input": "${callback.b}"}}, {"name": "b", "data": "otp"}]}, services=None
+    )
+
+
+def test_all_that_leads_to_a_join_may_be_named() -> None:
+    """Of a join any, too: what has not won is null."""
+    compile_definition(
+        {
+            "steps": [
+                step("a"),
+                step("b", after=[]),
+                step("c", after=["a", "b"], join="any", body=["${steps.a}", "${steps.b}"]),
+            ]
+        },
+        services=SERVICES,
+    )
+
+
+def test_nobody_waits_for_optional_data_but_for_what_it_waits_for() -> None:
+    """However many of them follow one another; who comes later knows whether it may run again."""
+    plan = compile_definition(
+        {
+            "steps": [
+                step("a"),
+                {"name": "x", "data": {"optional": True, "reruns": True}},
+                {"name": "y", "data": {"optional": True}},
+                step("b", body=["${steps.x}", "${steps.y}"]),
+                step("c"),
+            ]
+        },
+        services=SERVICES,
+    )
+    a, x, y, b, c = plan.steps
+    assert (x.after, x.optional, x.listens, x.reruns) == (("a",), (), True, False)
+    assert (y.after, y.optional, y.renewed, y.reruns) == (("a",), ("x",), ("x",), True)
+    assert (b.after, b.optional, b.renewed, b.uses) == (("a",), ("y", "x"), ("x",), ("x", "y"))
+    assert (c.after, c.optional, c.reruns, a.reruns) == (("b",), (), True, False)
+
+
 def test_faults_of_shape_and_of_expressions_come_together() -> None:
     """A wrong order does not hide a bad expression."""
     found = faults(step("a", after=["zz"], when="x"), step("b", body="${steps.zz}"), result="${steps.yy}")
@@ -103,13 +176,13 @@ def test_retry_is_the_sagas_own() -> None:
     assert plan.steps[0].request.retry == Retry(attempts=4, first="2s")
 
 
-def test_the_example_of_the_reference_compiles() -> None:
-    """docs/definitions.md shows a definition that is accepted, with the path it promises."""
+def test_the_examples_of_the_reference_compile() -> None:
+    """docs/definitions.md shows definitions that are accepted, with the path it promises."""
     text = (Path(__file__).parents[3] / "docs" / "definitions.md").read_text()
-    example = re.search(r"```json\n(.*?)```", text, re.DOTALL)
-    assert example is not None
-    services = {"stock": "http", "payments": "http", "shipping": "http"}
-    plan = compile_definition(json.loads(example[1]), services=services)
+    examples = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    services = dict.fromkeys(["stock", "payments", "shipping", "bank", "mail"], "http")
+    plan, *others = [compile_definition(json.loads(example), services=services) for example in examples]
+    assert len(others) > 1
     assert [step.after for step in plan.steps] == [(), ("reserve",), (), ("charge", "coupon")]
     promised = compile_definition({"steps": [step("a", path="/orders/${payload.id}")]}, services=SERVICES)
     path = promised.steps[0].request.request({"payload": {"id": "a/../b?c"}}).path
