@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Final
 
-import structlog
-
 from coordinator import recovery
 from coordinator.engine import snapshots
 from coordinator.engine.engine import Engine
@@ -31,6 +29,7 @@ from coordinator.engine.snapshots import Whole
 from coordinator.errors import Unavailable
 from coordinator.log.base import Log, LogError
 from coordinator.log.reading import batches
+from coordinator.logs import get_logger
 from coordinator.marks import Epochs
 from coordinator.model.damaged import SNAPSHOT, Damaged
 from coordinator.model.records import Epoch, Link, Record, Registered, Snapshot
@@ -39,7 +38,7 @@ from coordinator.replaying import finished_command
 from coordinator.view import FinishedCommand, View
 from coordinator.wire.codec import kind_of, read
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SLICE_S: Final = 0.0003
 SHARE: Final = 0.06  # of the loop's time, while there is other work

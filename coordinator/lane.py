@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, NoReturn
 
-import structlog
 from msgspec.structs import force_setattr
 
 from coordinator import recovery
@@ -34,6 +33,7 @@ from coordinator.errors import CoordinatorError, CorruptLog, LogCorrupt, LogUnav
 from coordinator.filler import Filler
 from coordinator.log.base import LogError
 from coordinator.log.owned import OwnedPartition, SteppedDown
+from coordinator.logs import get_logger
 from coordinator.model.call import Call
 from coordinator.model.ids import CommandId
 from coordinator.model.records import Epoch, Record
@@ -46,7 +46,7 @@ from coordinator.wire.codec import encode, read
 if TYPE_CHECKING:
     from coordinator.pipeline import Pipeline
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 BATCH_BYTES_MAX = 900_000  # of one append: below Kafka's default message limit
 REACQUIRE_FIRST_S, REACQUIRE_MAX_S = 0.1, 5.0

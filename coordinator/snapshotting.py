@@ -22,7 +22,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from msgspec import Struct
 
 from coordinator import recovery
@@ -30,6 +29,7 @@ from coordinator.admission.receipts import Receipts, merged, since_for
 from coordinator.engine import snapshots
 from coordinator.errors import CoordinatorError
 from coordinator.log.base import LogError, Pointer
+from coordinator.logs import get_logger
 from coordinator.model.durations import format_duration
 from coordinator.model.moments import timestamp
 from coordinator.model.records import Link, Record, Snapshot
@@ -38,7 +38,7 @@ from coordinator.recovery import Start, Trim
 if TYPE_CHECKING:
     from coordinator.lane import Lane
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 RATE_PER_S: Final = 50_000.0  # records folded, until a replay has been measured; a slow machine's
 MEASURED_MIN: Final = 5_000  # records, below which a replay measures nothing

@@ -34,15 +34,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 from msgspec import Struct
 
 from coordinator.admission.receipts import hash_of, packed
 from coordinator.errors import CorruptLog, StartupError, Unavailable
+from coordinator.logs import get_logger
 from coordinator.marks import Diverged, Epochs, Marks
 from coordinator.model.command import CommandView
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 FLUSH_AFTER_S = 0.5
 FLUSH_ROWS = 2_000

@@ -6,11 +6,10 @@ raises is dropped and logged: a broken connection never hurts a neighbour.
 
 from __future__ import annotations
 
-import structlog
-
+from coordinator.logs import get_logger
 from coordinator.transport.base import Event, Unwatch, Want, Watcher
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Watchers:

@@ -13,10 +13,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-import structlog
 
 from coordinator.errors import CoordinatorError, Internal, UnknownService
 from coordinator.front.routes import MOVED, NOBODY_S, Routes, until_after
+from coordinator.logs import get_logger
 from coordinator.model.ids import parse_position, position
 from coordinator.model.moments import timestamp
 from coordinator.outcomes import Start
@@ -25,7 +25,7 @@ from coordinator.transport.base import OutcomeItem
 if TYPE_CHECKING:
     from coordinator.cluster.link import Link
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 BATCHES_MAX: Final = 16  # that followed partitions have read and the caller has not taken
 

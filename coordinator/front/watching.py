@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import structlog
 from msgspec.structs import replace
 
 from coordinator.errors import CoordinatorError, Internal
+from coordinator.logs import get_logger
 from coordinator.model.command import CommandView
 from coordinator.transport.base import Event, Unwatch, Watcher
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Join:
