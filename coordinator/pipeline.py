@@ -22,8 +22,6 @@ from contextlib import AbstractContextManager
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
-import structlog
-
 from coordinator.engine import views
 from coordinator.engine.engine import Engine, Output
 from coordinator.engine.state import Command
@@ -32,6 +30,7 @@ from coordinator.gateway.base import Done
 from coordinator.lane import Lane
 from coordinator.log.base import Log
 from coordinator.log.owned import OwnedPartition, new_token
+from coordinator.logs import get_logger
 from coordinator.model.call import Answer, Call
 from coordinator.model.command import CommandView
 from coordinator.model.damaged import Damaged
@@ -60,7 +59,7 @@ from coordinator.wire.codec import read
 if TYPE_CHECKING:
     from coordinator.cluster.group import Group
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _OF_NO_COMMAND = (Registered, Schedule, Epoch, Snapshot)
 SETTLE_S = 2.0  # how long calls under way are waited for before their partition is handed over
@@ -253,6 +252,8 @@ class Pipeline:
             self.lanes[call.partition].call(call, now)
         self._notify(output)
         self._tell_quarantine()
+        if self.engine.busy:
+            self.schedule()
         self._arm(now)
 
     def send(self, call: Call) -> None:

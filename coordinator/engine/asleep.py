@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from coordinator.engine.state import Command
 from coordinator.model.damaged import Damaged
@@ -22,8 +23,8 @@ from coordinator.wire.codec import read, stored
 class Sleeper(Struct, frozen=True, array_like=True):
     """What is kept of a command: a few words for those who look for one among a million, and its records.
 
-    ``at`` is when it was submitted (ms), ``state`` the one that clients see (it may be paused, or a dead letter, and
-    wait all the same), ``waits`` what it waits for, ``asks`` whether that includes a decision.
+    ``at`` is when it was submitted (ms), ``state`` the one that clients see, ``waits`` what it waits for, ``asks``
+    whether that includes a decision; ``wake_at`` and ``deadline`` are times for which a timer is set.
     """
 
     offset: int
@@ -34,6 +35,7 @@ class Sleeper(Struct, frozen=True, array_like=True):
     asks: bool
     calls_made: int
     wake_at: float
+    deadline: int | None
     records: Raw
 
     @property
@@ -55,6 +57,7 @@ class Sleeper(Struct, frozen=True, array_like=True):
         return getattr(first, "attributes", {})
 
 
+_NONE = Raw(b"\x90")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Sleeper).decode
 _decode_pieces = msgspec.msgpack.Decoder(list[Piece]).decode
@@ -75,9 +78,20 @@ def packed(command: Command) -> bytes:
             asks,
             command.calls_made,
             command.wake_at,
+            command.deadline,
             Raw(_encode(pieces)),
         )
     )
+
+
+def head(sleeping: bytes) -> bytes:
+    """All but the records: what a Snapshot has of the command besides these, so that it need not be woken by it."""
+    return _encode(replace(_decode(sleeping), calls_made=0, records=_NONE))  # calls are counted anew in each epoch
+
+
+def whole(head: bytes, pieces: list[Piece]) -> bytes:
+    """The inverse of `head`, with the records; raises msgspec.DecodeError."""
+    return _encode(replace(_decode(head), records=Raw(_encode(pieces))))
 
 
 def unpacked(sleeping: bytes) -> Sleeper:

@@ -58,6 +58,10 @@ if TYPE_CHECKING:
 _SWEEP_MIN: Final = 1_000  # timers, below which those of ended commands are not worth a search
 _LOCAL: Final = "local"  # what LocalCall calls the service of a function that stands for none
 _NEVER: Final = 1 << 62
+_TURN: Final = 1_000  # commands decided on in one `take`, before others have their turn
+
+_Timer = tuple[float, int, str, CommandId, str]
+"""When it is due, a number that tells it apart, its kind, of which command and step."""
 
 
 class Output(NamedTuple):
@@ -115,7 +119,8 @@ class Engine:
         self.blocking: dict[CommandId, frozenset[str]] = {}  # services of commands whose own code raised Blocked
         self._dirty: dict[CommandId, Command] = {}
         self._releasable: dict[str, Service] = {}
-        self._timers: list[tuple[float, int, str, CommandId, str]] = []
+        self._timers: list[_Timer] = []
+        self._alarms: defaultdict[int, list[_Timer]] = defaultdict(list)  # of partitions that are being replayed
         self._timers_swept = _SWEEP_MIN
         self._sequence = 0
         self._records: list[tuple[int, Record]] = []
@@ -135,6 +140,8 @@ class Engine:
         """The partition is replayed and owned: its uncompleted commands are resumed with the next `take`."""
         shard = self.shards[partition] = Shard(token, epoch)
         shard.commands = self.replaying.pop(partition, {})
+        self._timers += self._alarms.pop(partition, [])
+        heapq.heapify(self._timers)
         for command in shard.awake():
             self.commands[command.id] = command
             self._dirty[command.id] = command
@@ -145,6 +152,7 @@ class Engine:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
         shard = self.shards.pop(partition, None)
         self.replaying.pop(partition, None)
+        self._alarms.pop(partition, None)
         self.quarantined.pop(partition, None)
         self._clocks.pop(partition, None)
         self._listed = [(at, entry) for at, entry in self._listed if at != partition]
@@ -175,7 +183,7 @@ class Engine:
         shard = self.shards.get(partition)
         commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
         if type(record) in HANDLERS:
-            found = self._found(commands, record.id)  # type: ignore[union-attr, arg-type]  # each that has one has an id
+            found = self._found(partition, commands, record.id)  # type: ignore[union-attr, arg-type]  # each that has one has an id
             if found is None or found.finished is not None:
                 return None  # the command has ended: nothing after its end counts
             try:
@@ -214,6 +222,11 @@ class Engine:
 
     def recall(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
         """A command as it was when these records of it were all there were; for looking at, not for going on."""
+        command = self._refolded(partition, records)
+        decide.retrace(self, command)
+        return command
+
+    def _refolded(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
         offset, first = records[0]
         if isinstance(first, Damaged):
             first = quarantine.placeholder(first)
@@ -222,14 +235,13 @@ class Engine:
         command.history = records
         command.touched = max(record.at for _, record in records)
         refold(command)
-        decide.retrace(self, command)
         return command
 
     def _begun(
         self, partition: int, offset: int, record: Submitted | Reopened, into: dict[CommandId, Command | bytes]
     ) -> Command | None:
         """A command begins, or goes on after its end; one that is under way already is what it is."""
-        known = self._found(into, record.id)
+        known = self._found(partition, into, record.id)
         if known is not None:
             return known if isinstance(record, Submitted) else None
         try:
@@ -259,7 +271,7 @@ class Engine:
         Submitted, of which at least the id counts.
         """
         partition = damaged.partition
-        command = None if damaged.id is None else self._found(commands, damaged.id)
+        command = None if damaged.id is None else self._found(damaged.partition, commands, damaged.id)
         if command is None and damaged.kind == SUBMITTED and damaged.id is not None and self._belongs(damaged):
             submitted = quarantine.placeholder(damaged)
             command = self._begun(partition, damaged.offset, submitted, commands)
@@ -338,9 +350,9 @@ class Engine:
         command = self.commands.get(id)
         if command is not None:
             return command
-        for shard in self.shards.values():
+        for partition, shard in self.shards.items():
             if id in shard.commands:
-                return self._found(shard.commands, id)
+                return self._found(partition, shard.commands, id)
         return None
 
     def look_at(self, partition: int, id: CommandId) -> Command | None:
@@ -366,14 +378,26 @@ class Engine:
         """How many commands are, on this instance."""
         return sum(len(shard.commands) for shard in self.shards.values())
 
-    def _found(self, commands: dict[CommandId, Command | bytes], id: CommandId) -> Command | None:
+    def _found(self, partition: int, commands: dict[CommandId, Command | bytes], id: CommandId) -> Command | None:
         found = commands.get(id)
         if not isinstance(found, bytes):
             return found
-        partition = next(each for each, shard in self.shards.items() if shard.commands is commands)
-        command = self._awoken(partition, asleep.unpacked(found))
+        sleeper = asleep.unpacked(found)
+        if partition not in self.shards:  # on replay: what it waits for is found out when that is over
+            command = commands[id] = self._refolded(partition, sleeper.history(partition))
+            return command
+        command = self._awoken(partition, sleeper)
         commands[id] = self.commands[id] = self._dirty[id] = command  # dirty: it sleeps on unless something happens
         return command
+
+    def sleeps(self, partition: int, id: CommandId, sleeping: bytes) -> None:
+        """On replay: a command of a Snapshot, which slept when that was cut, sleeps on."""
+        self.replaying.setdefault(partition, {})[id] = sleeping
+        alarms, sleeper = self._alarms[partition], asleep.unpacked(sleeping)
+        for kind, due in (("wake", sleeper.wake_at), ("deadline", sleeper.deadline)):
+            if due:
+                self._sequence += 1
+                alarms.append((due, self._sequence, kind, id, ""))
 
     def _awoken(self, partition: int, sleeping: asleep.Sleeper) -> Command:
         """By the fold, as after a restart: there is no second way to come to a state."""
@@ -649,9 +673,8 @@ class Engine:
         """Decides for all dirty commands; returns what has gathered since the last time."""
         calls: list[Call] = []
         touched: list[Command] = []
-        while self._dirty or self._releasable:
-            dirty, self._dirty = self._dirty, {}
-            for command in dirty.values():
+        while (self._dirty or self._releasable) and len(touched) < _TURN:
+            for command in self._next_dirty(_TURN):
                 touched.append(command)
                 try:
                     decide.command(self, command, now)
@@ -667,6 +690,19 @@ class Engine:
         records, self._records = self._records, []
         finished, self._finished = self._finished, []
         return Output(records, calls, finished, touched)
+
+    def _next_dirty(self, count: int) -> list[Command]:
+        """Those to be decided on next: all, unless a new owner has found a hundred thousand."""
+        dirty, self._dirty = self._dirty, {}
+        if len(dirty) > count:
+            rest = list(dirty.items())
+            dirty, self._dirty = dict(rest[:count]), dict(rest[count:])
+        return list(dirty.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether `take` has left something for its next turn."""
+        return bool(self._dirty)
 
     def oldest(self, partition: int, otherwise: int) -> int:
         """The offset at which the earliest command that is open began; ``otherwise`` if none is.

@@ -22,6 +22,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+import msgspec
+
 from coordinator.admission.receipts import RECEIPT_BYTES, Receipts, below
 from coordinator.engine import asleep
 from coordinator.engine.engine import Engine
@@ -31,7 +33,7 @@ from coordinator.errors import CorruptLog
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import ID_LENGTH_MAX, CommandId, position
 from coordinator.model.records import SCHEMA, CommandRecord, Link, Piece, Registered, Schedule, Snapshot
-from coordinator.wire.codec import decode, encode, read, stored
+from coordinator.wire.codec import decode, encode, key_of, read, stored
 
 PART_BYTES: Final = 512 * 1024  # of an encoded part: two fit into an append, and one under every broker's limit
 SNAPSHOT_ID_BYTES: Final = 8
@@ -49,6 +51,7 @@ class _Shelf(Enum):
     DEFINITIONS = "definitions"
     SCHEDULES = "schedules"
     QUARANTINE = "quarantine"
+    SLEEPING = "sleeping"
     COMMANDS = "commands"
     RECEIPTS = "receipts"
 
@@ -116,6 +119,7 @@ def _items(
         yield _Shelf.QUARANTINE, _NOBODY, offset, entry
     for id, command in commands:
         if isinstance(command, bytes):  # asleep: all that it has was recorded before
+            yield _Shelf.SLEEPING, id, 0, asleep.head(command)
             for offset, data in asleep.unpacked(command).pieces:
                 yield _Shelf.COMMANDS, id, offset, data
             continue
@@ -146,6 +150,7 @@ class _Part:
             shelf: [] for shelf in (_Shelf.DEFINITIONS, _Shelf.SCHEDULES, _Shelf.QUARANTINE)
         }
         self.commands: list[tuple[CommandId, list[Piece]]] = []
+        self.sleeping: list[tuple[CommandId, bytes]] = []
         self.receipts = bytearray()
 
     def put(self, shelf: _Shelf, id: CommandId, offset: int, data: bytes) -> bytes:
@@ -156,6 +161,8 @@ class _Part:
             self.receipts += data
             self.room -= RECEIPT_BYTES
             return b""
+        if shelf is _Shelf.SLEEPING:
+            return self._put_sleeping(id, data)
         begins = shelf is _Shelf.COMMANDS and not (self.commands and self.commands[-1][0] == id)
         around = _PIECE + (_NAMED + len(id.encode()) if begins else 0)
         fits = self.room - around
@@ -166,6 +173,17 @@ class _Part:
         pieces.append((offset, data[:fits]))
         self.room -= around + min(fits, len(data))
         return data[fits:]
+
+    def _put_sleeping(self, id: CommandId, data: bytes) -> bytes:
+        """Never torn; without these words, where they are too many, the command is folded like any other."""
+        size = _PIECE + _NAMED + len(id.encode()) + len(data)
+        if size <= self.room:
+            self.sleeping.append((id, data))
+            self.room -= size
+            self.empty = False
+        elif not self.empty:
+            return data
+        return b""
 
     def _pieces(self, id: CommandId, begins: bool) -> list[Piece]:
         if begins:
@@ -207,6 +225,7 @@ def _record(header: Header, part: _Part, number: int, *, parts: int = 0, chain: 
         receipts=bytes(part.receipts),
         chain=chain or [],
         schedules=part.shelves[_Shelf.SCHEDULES],
+        sleeping=part.sleeping,
     )
 
 
@@ -294,17 +313,37 @@ def restore(engine: Engine, partition: int, whole: Whole) -> Iterator[int]:
     for _, offset, data in _joined(_shelf(part.schedules) for part in whole.parts):
         engine.apply(partition, offset, decode(data, partition=partition, offset=offset))
         count += 1
-    for id, offset, data in _joined(_histories(part) for part in whole.parts):
+    sleeping = {id: head for part in whole.parts for id, head in part.sleeping}
+    for id, records in groupby(_joined(_histories(part) for part in whole.parts), key=itemgetter(0)):
+        pieces = [(offset, data) for _, offset, data in records]
+        if id not in sleeping or not _slept(engine, partition, id, sleeping[id], pieces, whole.covered):
+            _folded(engine, partition, id, pieces, whole)
+        if (count + len(pieces)) // _SLICE > count // _SLICE:
+            yield count + len(pieces)
+        count += len(pieces)
+    yield count
+
+
+def _folded(engine: Engine, partition: int, id: CommandId, pieces: list[Piece], whole: Whole) -> None:
+    for offset, data in pieces:
         command = engine.apply(partition, offset, read(data, partition=partition, offset=offset))
         if command is None or command.id != id or command.finished is not None or offset >= whole.covered:
             raise CorruptLog(
                 f"the snapshot at position {position(partition, whole.position)} has a record of offset {offset} that "
                 f"is none of the uncompleted command {id} below offset {whole.covered}"
             )
-        count += 1
-        if count % _SLICE == 0:
-            yield count
-    yield count
+
+
+def _slept(engine: Engine, partition: int, id: CommandId, head: bytes, pieces: list[Piece], covered: int) -> bool:
+    """A command that only waits is put back as it slept; False where something about it is not as it should be, which
+    the fold will tell."""
+    if any(offset >= covered or key_of(data) != id.encode() for offset, data in pieces):
+        return False
+    try:
+        engine.sleeps(partition, id, asleep.whole(head, pieces))
+    except msgspec.MsgspecError:
+        return False
+    return True
 
 
 _Placed = tuple[CommandId, int, bytes]

@@ -200,7 +200,8 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
 
     What it has: the valid records below ``covered`` of each uncompleted command, as they were encoded; the Registered
     records; the quarantine, an entry for each offset; ``receipts`` of finished commands (`admission.receipts`; one
-    sorted run over all the parts); and, with the last part, the ``chain`` of earlier snapshots that are still of use.
+    sorted run over all the parts); ``sleeping``, a few words about each command that only waits (`engine.asleep`), so
+    that it need not be folded; and, with the last part, the ``chain`` of earlier snapshots that are still of use.
     """
 
     schema: int
@@ -218,6 +219,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
     receipts: bytes = b""
     chain: list[Link] = []
     schedules: list[Piece] = []
+    sleeping: list[tuple[CommandId, bytes]] = []
 
 
 class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
