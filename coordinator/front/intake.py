@@ -129,7 +129,8 @@ class Intake(Base):
         """The Submitted record of a checked submission, and the services that it needs."""
         resolved = self._resolved(submission)
         faults: Faults = []
-        timeout = _timeout(submission, faults)
+        timeout = _duration(submission.timeout, "$.timeout", faults)
+        delay = _duration(submission.delay, "$.delay", faults)
         _check_attributes(submission, faults)
         if not -PRIORITY_MAX <= submission.priority <= PRIORITY_MAX:
             faults.append(("$.priority", f"a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}"))
@@ -144,10 +145,11 @@ class Intake(Base):
             raise InvalidPayload.at("$.payload", f"cannot be recorded: {error}") from error
         self.check_size("payload", len(bytes(payload)))
         self.check_size("definition", len(bytes(definition)))
+        now = self.pipeline.now()
         record = Submitted(
             SCHEMA,
             b"",
-            self.pipeline.now(),
+            now,
             id,
             resolved.name,
             resolved.version,
@@ -157,6 +159,7 @@ class Intake(Base):
             timeout=timeout,
             attributes=dict(submission.attributes),
             priority=submission.priority,
+            start_at=now + delay if delay else 0,
         )
         return record, resolved.services
 
@@ -201,9 +204,9 @@ class Intake(Base):
         return self.view_of(id), waiter.attached
 
 
-def _timeout(submission: Submission, faults: Faults) -> int | None:
+def _duration(text: str | None, path: str, faults: Faults) -> int | None:
     try:
-        return duration(submission.timeout, "$.timeout")
+        return duration(text, path)
     except InvalidPayload as error:
         faults += [(fault["path"], fault["fault"]) for fault in error.extra["faults"]]
         return None

@@ -117,7 +117,7 @@ def _first_not_utf_8(body: bytes) -> int:
 
 
 def _too_deep(body: bytes, root: str, levels: int) -> Malformed:
-    return _broken(path_at(body, len(body), root), f"the JSON nests deeper than {levels} levels")
+    return _broken(path_at(body, len(body), root, levels), f"the JSON nests deeper than {levels} levels")
 
 
 def _broken(path: str, fault: str) -> Malformed:
@@ -132,8 +132,9 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},:]', re.DOTALL)
 _BYTE = re.compile(r"\(byte (\d+)\)$")
 
 
-def path_at(body: bytes, at: int, root: str = "$") -> str:
-    """The path of the value that byte ``at`` belongs to, or its first levels; ``body`` need not be JSON.
+def path_at(body: bytes, at: int, root: str = "$", levels_max: int = NESTING_MAX) -> str:
+    """The path of the value that byte ``at`` belongs to, or its first levels; ``body`` need not be JSON.  Where it
+    nests deeper than ``levels_max`` before that, of the value that does.
 
     Only ``root`` where that is further than SCANNED_BYTES_MAX from the beginning.
     """
@@ -157,7 +158,7 @@ def path_at(body: bytes, at: int, root: str = "$") -> str:
                     levels[-1] = last + 1 if isinstance(last, int) else ""
             case string:
                 text = string[1:-1]
-        if deepest := len(levels) > NESTING_MAX:
+        if deepest := len(levels) > levels_max:
             break
     if at > SCANNED_BYTES_MAX and not deepest:
         return root
