@@ -14,7 +14,7 @@ requests back, since due times must be recorded as they come.
 
 Commands of a schedule are submitted through the Front that clients are served by: they may live in any partition, on
 any instance, and are admitted and refused as any others.  A refusal that another time may mend (no slot, a suspended
-service, no owner) is asked again, later each time; the due time is queued in the log meanwhile, and nothing is dropped.
+service, no owner) is asked again, later each time; the due time stands in the log meanwhile, and nothing is dropped.
 One that nothing mends is recorded as skipped.
 
 What is here may be lost at any moment, with the partition or with the process; the next owner comes to the same by its
@@ -257,7 +257,7 @@ class Scheduling:
             log.warning("a scheduled run is skipped", schedule=name, due=moment(due), reason=reason)
         elif reason:
             log.info("a scheduled run", schedule=name, due=moment(due), reason=reason)
-        if action != "queued":
+        if action in ("fired", "skipped"):
             self.pipeline.metrics.scheduled(action)
 
     # ------------------------------------------------------------ submitting

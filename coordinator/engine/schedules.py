@@ -3,14 +3,16 @@
 A schedule is *put* under a name and lives in the partition that its name hashes to; whoever owns that fires it.  Its
 times of execution are its *due times*, and what becomes of each is in the log before anything is done about it:
 
-    a due time comes ─▶ queued ─▶ (submitted as ``<name>@<due time>``) ─▶ fired
-                          │  the last run is still going, and the schedule says skip;
-                          │  too many wait; the command is refused for good
-                          └─▶ skipped, with the reason
+    a due time comes ─▶ starting ─▶ (submitted as ``<name>@<due time>``) ─▶ fired
+        │                 ▲  └─▶ skipped: the command is refused for good
+        ├─▶ queued ───────┘  the last run is still going, and the schedule says queue or replace
+        │      └─▶ skipped: a later one has replaced it
+        └─▶ skipped: the last run is still going, and the schedule says skip; or too many are queued
 
-The way from ``queued`` to ``fired`` may be gone twice, by a process that was killed on it and by its successor: the
+The way from ``starting`` to ``fired`` may be gone twice, by a process that was killed on it and by its successor: the
 command's id comes from the due time, so the second submission finds the command that the first one made.  And since
-``queued`` comes before the submission, a successor knows that there may be such a command, whatever is due by then.
+``starting`` is durable before the submission, a successor knows that there may be such a command, whatever is due by
+then: it goes that way to its end before it does anything else.
 
 *Times that nobody saw.*  What fell due while nobody acted for the partition is not run again and again: the latest of
 it is run, once, and then the schedule goes on by its grid (`Series.step`, ``since``).  What falls due while the
@@ -318,6 +320,8 @@ def _zones() -> frozenset[str]:
 
 # ---------------------------------------------------------------- what is to be done
 
+_AHEAD: Final = ("queued", "starting")  # of a due time that is still to be fired
+
 
 class Wait(Struct, frozen=True):
     """Nothing before ``until`` (ms; None: nothing at all), unless something happens."""
@@ -326,7 +330,7 @@ class Wait(Struct, frozen=True):
 
 
 class Note(Struct, frozen=True):
-    """A Schedule record with this ``action`` (``queued``, ``skipped``) is to be appended."""
+    """A Schedule record with this ``action`` (``queued``, ``starting``, ``skipped``) is to be appended."""
 
     action: str
     due: int
@@ -380,13 +384,13 @@ class Series:
         kept = self._kept.get(action)
         if kept is not None and kept[0] > offset:
             return
-        if action != "queued":
+        if action not in _AHEAD:
             self._kept[action] = offset, record
         if action == "put":
             self._read(record)
-        elif action in ("queued", "fired", "skipped"):
+        elif action in _AHEAD or action in ("fired", "skipped"):
             self._queued.pop(due, None)
-            if action == "queued":
+            if action in _AHEAD:
                 self._queued[due] = offset, record
             if self._mark is None or due >= self._mark[1].due:
                 self._mark = offset, record
@@ -433,8 +437,12 @@ class Series:
 
     @property
     def queued(self) -> list[int]:
-        """Due times that are to be run, and are not yet, the earliest first."""
+        """Due times that are to be run, and are not fired yet, the earliest first."""
         return sorted(self._queued)
+
+    def starting(self, due: int) -> bool:
+        """Whether the command of a queued due time may have been submitted already."""
+        return self._queued[due][1].action == "starting"
 
     @property
     def handled(self) -> int:
@@ -472,18 +480,17 @@ class Series:
         if come is not None:
             return self._dealt_with(*come, going)
         queued = self.queued
-        if not queued:
-            return Wait(self.spec.after(self.handled, self._put_at))
-        replaces = self.spec.overlap is Overlap.REPLACE
-        if replaces and len(queued) > 1:
-            return Note("skipped", queued[0], f"the run due at {moment(queued[1])} replaced it before it began")
-        if going is False:
-            return Start(queued[0])
-        assert self.last is not None
-        if going is None:
-            return Ask(self.last.command)
-        if replaces:
-            return Cancel(self.last.command)
+        if queued and self.spec.overlap is Overlap.REPLACE:
+            for due in queued[:-1]:
+                if not self.starting(due):
+                    return Note("skipped", due, f"the run due at {moment(queued[-1])} replaced it before it began")
+        if queued and (self.starting(queued[0]) or going is False):
+            return Start(queued[0]) if self.starting(queued[0]) else Note("starting", queued[0])
+        if queued and self.last is not None:
+            if going is None:
+                return Ask(self.last.command)
+            if self.spec.overlap is Overlap.REPLACE:
+                return Cancel(self.last.command)
         return Wait(self.spec.after(self.handled, self._put_at))
 
     def _come(self, now: int, since: int) -> tuple[int, str] | None:
@@ -526,7 +533,7 @@ class Series:
                     return Note("skipped", due, f"{len(queued)} due times wait already")
             case Overlap.REPLACE:
                 pass
-        return Note("queued", due, late)
+        return Note("queued" if queued or going is not False else "starting", due, late)
 
 
 def _offset_of(kept: tuple[int, Schedule]) -> int:

@@ -267,8 +267,8 @@ class Schedule(Struct, frozen=True, array_like=True, tag_field="kind", tag=12):
     """What happened to the schedule ``name``, which lives in the partition that its name hashes to.
 
     ``action``: ``put`` (``content`` is the schedule as JSON), ``pause``, ``resume``, ``delete``; and of the time (ms)
-    that was ``due``: ``queued`` (it is to be run, when its turn comes), ``fired`` (its command ``command`` is durable)
-    or ``skipped`` (it is not run: ``reason``).
+    that was ``due``: ``queued`` (it is to be run, when its turn comes), ``starting`` (its command is submitted next),
+    ``fired`` (its command ``command`` is durable) or ``skipped`` (it is not run: ``reason``).
     """
 
     schema: int

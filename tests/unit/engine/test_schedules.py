@@ -281,7 +281,7 @@ class Book:
 
     def fired(self, second: int) -> None:
         due = T0 + second * 1000
-        self.record("queued", due=due)
+        self.record("starting", due=due)
         self.record("fired", due=due, command=run_id("s", due))
 
     def step(self, second: float, going: bool | None = False, since: int = T0) -> Step:
@@ -297,11 +297,11 @@ def test_before_its_time_a_schedule_waits_for_it() -> None:
     assert Book().step(9.9) == Wait(at(10))
 
 
-def test_a_due_time_is_queued_before_it_is_run() -> None:
+def test_a_run_is_on_record_before_it_is_submitted() -> None:
     """So that whoever comes after a crash knows that there may be a command."""
     book = Book()
-    assert book.step(10.1) == Note("queued", at(10))
-    book.record("queued", due=at(10))
+    assert book.step(10.1) == Note("starting", at(10))
+    book.record("starting", due=at(10))
     assert book.step(10.2) == Start(at(10))
     book.record("fired", due=at(10), command="s@x")
     assert book.step(10.3, True) == Wait(at(20))
@@ -319,7 +319,7 @@ def test_skip_leaves_out_what_is_due_while_the_last_run_goes_on() -> None:
     assert "s@2026-11-21T09:00:10Z, is still going" in step.reason
     book.record("skipped", due=at(20), reason=step.reason)
     assert book.step(21, True) == Wait(at(30))
-    assert book.step(30, False) == Note("queued", at(30))
+    assert book.step(30, False) == Note("starting", at(30))
 
 
 def test_skip_asks_whether_the_last_run_is_going_where_that_is_not_known() -> None:
@@ -333,7 +333,7 @@ def test_skip_asks_whether_the_last_run_is_going_where_that_is_not_known() -> No
 def test_skip_counts_a_run_that_could_not_begin_as_going() -> None:
     """Its command is refused for the moment: it is asked again, and does not become two."""
     book = Book()
-    book.record("queued", due=at(10))
+    book.record("starting", due=at(10))
     step = book.step(20)
     assert isinstance(step, Note)
     assert (step.action, step.due) == ("skipped", at(20))
@@ -351,10 +351,12 @@ def test_queue_runs_one_after_another() -> None:
         book.record("queued", due=at(second))
     assert book.step(31, True) == Wait(at(40))
     assert book.step(32, None) == Ask("s@2026-11-21T09:00:10Z")
+    assert book.step(33, False) == Note("starting", at(20))
+    book.record("starting", due=at(20))
     assert book.step(33, False) == Start(at(20))
     book.record("fired", due=at(20), command=run_id("s", at(20)))
     assert book.step(34, True) == Wait(at(40))
-    assert book.step(35, False) == Start(at(30))
+    assert book.step(35, False) == Note("starting", at(30))
 
 
 def test_a_queue_is_bounded() -> None:
@@ -374,7 +376,7 @@ def test_replace_cancels_the_last_run_and_begins_when_that_is_final() -> None:
     assert book.step(20, True) == Note("queued", at(20))
     book.record("queued", due=at(20))
     assert book.step(20.1, True) == Cancel("s@2026-11-21T09:00:10Z")
-    assert book.step(20.2, False) == Start(at(20))
+    assert book.step(20.2, False) == Note("starting", at(20))
 
 
 def test_replace_keeps_only_the_newest_of_those_that_wait() -> None:
@@ -388,7 +390,22 @@ def test_replace_keeps_only_the_newest_of_those_that_wait() -> None:
     assert (step.action, step.due) == ("skipped", at(20))
     book.record("skipped", due=at(20))
     assert book.series.queued == [at(30)]
-    assert book.step(32, False) == Start(at(30))
+    assert book.step(32, False) == Note("starting", at(30))
+
+
+def test_replace_does_not_replace_what_may_have_been_submitted() -> None:
+    """A former owner was killed between the submission and its record: that run is found, and then cancelled."""
+    book = Book(overlap="replace")
+    book.record("starting", due=at(10))
+    for second in (20, 30):
+        book.record("queued", due=at(second))
+    step = book.step(31, False, since=at(30))
+    assert isinstance(step, Note)
+    assert (step.action, step.due) == ("skipped", at(20))
+    book.record("skipped", due=at(20))
+    assert book.step(31, False, since=at(30)) == Start(at(10))
+    book.record("fired", due=at(10), command="s@x")
+    assert book.step(32, True) == Cancel("s@x")
 
 
 def test_after_a_time_in_which_nobody_acted_one_run_catches_up() -> None:
@@ -397,9 +414,9 @@ def test_after_a_time_in_which_nobody_acted_one_run_catches_up() -> None:
     book.fired(10)
     step = book.step(65, False, since=at(64))
     assert isinstance(step, Note)
-    assert (step.action, step.due) == ("queued", at(60))
+    assert (step.action, step.due) == ("starting", at(60))
     assert "4 due times before this one are not run" in step.reason
-    book.record("queued", due=at(60))
+    book.record("starting", due=at(60))
     book.record("fired", due=at(60), command="s@x")
     assert book.step(66, False, since=at(64)) == Wait(at(70))
 
@@ -409,14 +426,14 @@ def test_a_machine_that_slept_catches_up_with_one_run() -> None:
     book = Book(overlap="queue")
     step = book.step(3605)
     assert isinstance(step, Note)
-    assert (step.action, step.due) == ("queued", at(3600))
+    assert (step.action, step.due) == ("starting", at(3600))
 
 
 def test_due_times_that_come_together_while_somebody_acts_are_each_dealt_with() -> None:
     """A loop that was busy for some seconds is no reason to leave out what is queued."""
     book = Book(every="2s", overlap="queue")
-    assert book.step(5) == Note("queued", at(2))
-    book.record("queued", due=at(2))
+    assert book.step(5) == Note("starting", at(2))
+    book.record("starting", due=at(2))
     assert book.step(5) == Note("queued", at(4))
 
 
@@ -440,7 +457,7 @@ def test_what_was_queued_before_a_pause_is_run_after_it() -> None:
     book.record("pause", at=at(11))
     assert book.step(12) == Wait(None)
     book.record("resume", at=at(25))
-    assert book.step(26) == Start(at(10))
+    assert book.step(26) == Note("starting", at(10))
 
 
 def test_another_put_begins_another_grid_and_keeps_what_has_been() -> None:
@@ -458,7 +475,7 @@ def test_another_put_begins_another_grid_and_keeps_what_has_been() -> None:
 def test_deleted_is_gone_and_what_comes_late_does_not_bring_it_back() -> None:
     """The command of a run that was on its way is recorded for nobody."""
     book = Book()
-    book.record("queued", due=at(10))
+    book.record("starting", due=at(10))
     book.record("delete")
     book.record("fired", due=at(10), command="s@x")
     assert book.schedules.get(0, "s") is None
