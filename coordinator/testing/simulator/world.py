@@ -450,6 +450,8 @@ def _overheard(world: World) -> Generator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             world.logged(record.levelname, record.getMessage(), {"exc_info": record.exc_info})
 
+    configured = structlog.is_configured()
+    structlog.configure()  # as it is: so that our modules' events go there (coordinator.logs)
     processors = structlog.get_config()["processors"]
     before = list(processors)
     processors[:] = [structured]  # in place: a logger that was used before has this very list
@@ -462,3 +464,5 @@ def _overheard(world: World) -> Generator[None]:
         plain.removeHandler(handler)
         plain.propagate = propagate
         processors[:] = before
+        if not configured:
+            structlog.reset_defaults()
