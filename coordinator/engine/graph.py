@@ -19,7 +19,7 @@ or running again, so a diamond's last node runs once.  If its value is the same 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -288,6 +288,8 @@ class _Runner:
         """Settles the joins that the source leads to, now that it has ended for the first time."""
         for name in source.edges.followers:
             join = self._states[name]
+            if source.status is not _Status.ENDED:
+                return  # a join before has failed, and a savepoint takes it all back
             if not join.chooses(source.name) or join.winner is not None or join.status is not _Status.IDLE:
                 continue
             if not source.skipped:
@@ -327,16 +329,17 @@ class _Runner:
         return follower.winner is None or follower.winner is source
 
     async def _discard(self, states: Iterable[_State], *, undo: bool) -> None:
-        """Others have won."""
-        branches: list[Branch] = []
+        """Others have won.  ``states`` in the order of `_useless`: what an inner join has kept follows its join."""
+        discarded: dict[str, _State] = {}
         for state in states:
-            if state.status is not _Status.DISCARDED:
-                branches += state.branches
+            if state.status is not _Status.DISCARDED or not discarded.keys().isdisjoint(state.edges.followers):
+                discarded[state.name] = state
                 self._give_up(state, _Status.DISCARDED)
-                if undo:
-                    self._forget(state)
+        if undo:
+            self._values = {name: value for name, value in self._values.items() if name not in discarded}
+        branches = tuple(branch for state in discarded.values() for branch in state.branches)
         if branches:
-            await Discard(tuple(branches), undo=undo)
+            await Discard(branches, undo=undo)
 
     def _give_up(self, state: _State, status: _Status) -> None:
         self._release(state)
@@ -361,7 +364,7 @@ class _Runner:
             if self._has_another_try(point):
                 await self._unwind(point, cause.error)
                 return
-            given_up += [each for each in self._scope(point) if each.branches]
+            given_up += [each for each in self._scope(point) if each.branches and each.status not in _LOST]
             state = point
         if loss.raised is not None:
             raise loss.raised.error
@@ -457,19 +460,36 @@ class _Runner:
             told = faults.told_by(error)
             assert isinstance(told, (StepFailed, CommandFailed))
             held = failure_of(told)
-        scope = self._scope(point)
+        scope = dict.fromkeys(self._scope(point))
         branches: list[Branch] = []
         for state in scope:
             self._give_up(state, _Status.IDLE)
             self._forget(state)
+            winner = state.winner
             state.reset()
+            if winner not in scope:
+                state.winner = winner  # it has won, and stays
             branches += state.branches
+        self._lose_again(scope)
         undone = [state for state in scope if state.branches]
         for state in undone:
             state.held_up += 1
         point.status = _Status.UNWINDING
         self._unwindings[point] = _Unwinding(undone, frozenset(branches))
         await self._branch(point, _go_back, point.name, tuple(branches), held)
+
+    def _lose_again(self, scope: Container[_State]) -> None:
+        """What failed or won outside the savepoint's scope still counts in it."""
+        for name in reversed(self._graph.backwards):
+            state = self._states[name]
+            if state in scope:
+                lost = [each for each in map(self._states.__getitem__, state.edges.required) if each.status in _LOST]
+                if lost:
+                    state.status = _Status.DEAD
+                    state.cause = lost[0].cause
+        for state in self._useless():
+            if state.status is _Status.IDLE:
+                state.status = _Status.DEAD
 
     def _unwound(self, point: _State) -> None:
         undone = self._unwindings[point].branches

@@ -447,9 +447,7 @@ def test_an_exhausted_savepoint_may_hold_and_then_has_its_tries_again() -> None:
 
 def test_a_savepoint_that_only_undoes_raises_the_failure_on() -> None:
     """To the savepoint before it, if there is one."""
-    graph = Driven(
-        node("o", savepoint=Savepoint()), node("s", "o", savepoint=Savepoint(then="undo")), node("b", "s")
-    )
+    graph = Driven(node("o", savepoint=Savepoint()), node("s", "o", savepoint=Savepoint(then="undo")), node("b", "s"))
     graph.ok("o", "s")
     graph.no("b")
     assert (graph.pending, graph.unwanted) == (set(), {"s"})
