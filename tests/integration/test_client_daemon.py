@@ -29,6 +29,16 @@ ORDER: dict[str, Any] = {
     ],
     "result": "${steps.charge.id}",
 }
+PAYMENT: dict[str, Any] = {
+    "name": "payment",
+    "version": 1,
+    "steps": [
+        {"name": "otp", "data": "otp"},
+        {"name": "approve", "decision": {"input": {"amount": "${payload.amount}"}, "roles": ["manager"]}},
+        {"name": "charge", "service": "payments", "path": "/charge"},
+    ],
+    "result": "${steps.otp}",
+}
 World = dict[str, Service]
 _ids = count(1)
 
@@ -248,3 +258,126 @@ async def test_a_parked_step_is_requeued(client: Any, world: World, ids: Callabl
     assert (await client.wait(id, "20s")).state == "compensated"
     assert world["stock"].arrivals[-1].json == {"by": "hand"}
     assert [record.get("by") for record in await client.history(id) if record["kind"] == "Control"] == ["ann"]
+
+
+async def test_an_undo_that_failed_for_good_is_done_by_hand(client: Any, world: World, ids: Callable[[], str]) -> None:
+    """resolve takes it for done: the command goes on undoing, and its history has who said so and why."""
+    id = ids()
+    world["payments"].answers["/charge"] = [409]
+    world["stock"].answers["/release"] = [400]
+    assert (await client.submit(definition=ORDER, id=id, wait="300ms")).state == "dead_letter"
+    with pytest.raises(api.UnknownStep):
+        await client.resolve(id, "nonesuch", "by hand", "ann")
+    await client.resolve(id, "reserve", "released by telephone", "ann")
+    ended = await client.wait(id, "20s")
+    assert (ended.state, ended.step("reserve").state) == ("compensated", "undone")
+    [control] = [record for record in await client.history(id) if record["kind"] == "Control"]
+    assert (control["operation"], control["by"], control["reason"]) == ("resolve", "ann", "released by telephone")
+    with pytest.raises(api.IllegalState):
+        await client.resolve(id, "reserve", "once more", "ann")
+
+
+async def test_a_command_waits_for_data_and_a_person(client: Any, ids: Callable[[], str]) -> None:
+    """It says what it waits for, is given it, and goes on; whoever may not decide, or comes second, is told so."""
+    id = ids()
+    made = await client.submit(definition=PAYMENT, payload={"amount": 1999}, id=id, attributes={"k": id})
+    await waits_for(client, id, "otp")
+    with pytest.raises(api.IllegalState):
+        await client.decide(id, "approve", approve=True, by="ann", roles=["manager"])
+    await client.provide(id, "otp", {"code": 123456}, signal_id="sent-once", by="customer")
+    await client.provide(id, "otp", {"code": 123456}, signal_id="sent-once", by="customer")
+    await waits_for(client, id, "approve")
+    [pending] = [each for each in await client.decisions() if each.command_id == id]
+    assert (pending.step, pending.type, pending.input, pending.roles) == (
+        "approve",
+        made.type,
+        {"amount": 1999},
+        ["manager"],
+    )
+    assert pending.attributes == {"k": id}
+    with pytest.raises(api.Forbidden) as forbidden:
+        await client.decide(id, "approve", approve=True, by="eve", roles=["clerk"])
+    assert forbidden.value.roles == ["manager"]
+    await client.decide(id, "approve", approve=True, by="ann", comment="known", roles=["manager"])
+    ended = await client.wait(id, "20s")
+    assert (ended.state, ended.result, ended.waiting_for, ended.revision) == ("completed", {"code": 123456}, [], 1)
+    decided = ended.step("approve").outcome
+    assert (decided["approve"], decided["by"], decided["comment"]) == (True, "ann", "known")
+    with pytest.raises(api.IllegalState) as late:
+        await client.decide(id, "approve", approve=False, by="bob", roles=["manager"])
+    assert (late.value.extra["decided"]["approve"], late.value.extra["decided"]["by"]) == (True, "ann")
+    assert id not in [each.command_id for each in await client.decisions()]
+    signals = [record for record in await client.history(id) if record["kind"] == "Signal"]
+    assert [(record["name"], record["by"]) for record in signals] == [("otp", "customer"), ("approve", "ann")]
+
+
+async def waits_for(client: Any, id: str, name: str) -> None:
+    """Returns once the command waits for that alone."""
+    while (await client.get(id)).waiting_for != [name]:
+        pass
+
+
+async def test_what_nobody_waits_for_is_refused(client: Any, ids: Callable[[], str]) -> None:
+    """Unknown names of data and decisions, unknown commands, data for a command that has ended."""
+    id = ids()
+    await client.submit(definition=PAYMENT, payload={"amount": 1}, id=id)
+    with pytest.raises(api.UnknownStep, match="otp"):
+        await client.provide(id, "colour", "red")
+    with pytest.raises(api.UnknownStep):
+        await client.decide(id, "nonesuch", approve=True)
+    with pytest.raises(api.UnknownCommand):
+        await client.provide("nope", "otp", 1)
+    with pytest.raises(api.UnknownCommand):
+        await client.decide("nope", "approve", approve=True)
+    with pytest.raises(api.InvalidPayload):
+        await client.provide(id, "o" * 201, 1)
+    await client.abort(id, "enough", "ann")
+    with pytest.raises(api.IllegalState):
+        await client.provide(id, "otp", 1)
+
+
+async def test_a_rejection_undoes(client: Any, world: World, ids: Callable[[], str]) -> None:
+    """The person who rejected stands in the error's place; what nobody charged is not charged."""
+    id = ids()
+    await client.submit(definition=PAYMENT, payload={"amount": 1}, id=id)
+    await client.provide(id, "otp", None)
+    await waits_for(client, id, "approve")
+    await client.decide(id, "approve", approve=False, by="ann", comment="no", roles=["manager"])
+    ended = await client.wait(id, "20s")
+    assert (ended.ok, ended.error.code) == (False, "rejected")
+    assert world["payments"].keys().count(f"{id}/charge") == 0
+
+
+async def test_a_command_begins_later(client: Any, world: World, ids: Callable[[], str]) -> None:
+    """Until then it waits for its start, and nothing is called."""
+    id = ids()
+    await client.submit(definition=ORDER, id=id, delay="1h")
+    await waits_for(client, id, "start")
+    assert (await client.get(id)).state == "waiting"
+    soon = await client.submit(definition=ORDER, id=ids(), delay=0.3, wait="20s")
+    assert soon.ok
+    assert world["stock"].keys().count(f"{id}/reserve") == 0
+    await client.cancel(id)
+    assert (await client.wait(id, "20s")).final
+
+
+async def test_a_schedule_is_kept(client: Any, ids: Callable[[], str]) -> None:
+    """Put, shown, listed, paused, resumed, deleted; a wrong one is refused with all its faults."""
+    name = f"nightly-{ids()}"
+    content = {"cron": "0 3 * * *", "timezone": "Europe/Zurich", "command": {"definition": ORDER, "payload": {"n": 1}}}
+    put = await client.put_schedule(name, content, by="ann")
+    assert (put.name, put.spec, put.state, put.last, put.by) == (name, content, "active", None, "ann")
+    assert put.next is not None
+    assert await client.get_schedule(name) == put
+    assert put in await client.schedules()
+    paused = await client.pause_schedule(name, "audit", "bob")
+    assert (paused.state, paused.reason, paused.by) == ("paused", "audit", "bob")
+    assert (await client.pause_schedule(name)).state == "paused"
+    assert (await client.resume_schedule(name)).state == "active"
+    await client.delete_schedule(name)
+    for gone in (client.get_schedule, client.delete_schedule, client.pause_schedule):
+        with pytest.raises(api.UnknownSchedule):
+            await gone(name)
+    with pytest.raises(api.InvalidPayload) as wrong:
+        await client.put_schedule(name, {"cron": "61 * * * *", "command": {"type": "nope"}})
+    assert "$.cron" in [fault["path"] for fault in wrong.value.faults]

@@ -126,7 +126,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class PendingDecision(Struct, frozen=True, kw_only=True):
     """A decision that a command waits for, by somebody who has one of ``roles`` (none: anybody).
 
-    ``input`` is what they are shown; at ``timeout_at`` time decides, as ``on_timeout`` says: reject, approve or fail.
+    ``input`` is what they are shown.  At ``timeout_at``, if there is one, time decides, as ``on_timeout`` says: reject,
+    approve or fail.
     """
 
     command_id: str
@@ -136,7 +137,7 @@ class PendingDecision(Struct, frozen=True, kw_only=True):
     roles: list[str] = []
     since: str = ""
     timeout_at: str | None = None
-    on_timeout: str = ""
+    on_timeout: str | None = None
     attributes: dict[str, Any] = {}
 
 
@@ -187,8 +188,7 @@ def item_of(value: Any, kind: type[S]) -> S:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as why:
-        what = kind.__name__.lower()
-        raise CoordinatorError(f"the server sent a {what} that cannot be read: {why}") from None
+        raise CoordinatorError(f"the server sent a {kind.__name__} that cannot be read: {why}") from None
 
 
 def items_of(values: list[Any], kind: type[S]) -> list[S]:
