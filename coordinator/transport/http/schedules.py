@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from coordinator.errors import IllegalState, NoOwner, Starting, UnknownSchedule, UnknownType
+from coordinator.errors import IllegalState, NoOwner, Starting, UnknownSchedule
 from coordinator.transport.http.exchange import Answer, Request, json, name_at
 from coordinator.transport.http.routing import Query, Reply, Route
 from coordinator.transport.http.shared import BY, DURABLE, GATHERED, ControlBody, Resources, gathered, read_control
@@ -97,7 +97,7 @@ ROUTES: Final = (
         query=(BY,),
         body=dict[str, Any],
         replies=_SCHEDULE,
-        errors=(UnknownType, *DURABLE),
+        errors=DURABLE,
     ),
     Route(
         method="DELETE",
