@@ -66,13 +66,15 @@ def command(engine: Engine, command: Command, now: float) -> None:
         _course(engine, command, now)
     else:
         _before_start(engine, command, now)
-    times.of_state(engine, command, now)
+    if command.type is not None and command.type.deadlines:
+        times.of_state(engine, command, now)
 
 
 def _course(engine: Engine, command: Command, now: float) -> None:
     """Of a command that has begun."""
     execution = _synchronise(engine, command, now)
-    times.of_errors(engine, command, now)
+    if command.type is not None and command.type.pause_after is not None:
+        times.of_errors(engine, command, command.type.pause_after, now)
     if command.paused:
         engine.withhold(command.work.values())
     elif execution is None or command.poison is not None:
@@ -238,16 +240,17 @@ def _park(engine: Engine, command: Command, record: StepFailed) -> None:
 def _forward(engine: Engine, command: Command, execution: Execution, now: float) -> None:
     """Exec goes on: everything that can be done now is done side by side."""
     for waiting in execution.pending.values():
-        times.of_step(engine, command, waiting, now)
+        if waiting.call.deadline is not None:
+            times.of_step(engine, command, waiting, now)
         _call_step(engine, command, waiting, now)
     for hold in execution.holds.values():
         _hold(engine, command, hold, now)
     for waiting in execution.waits.values():
         times.of_wait(engine, command, waiting, now)
-    settled = _resolved(engine, command, execution, now)
+    settled = not execution.orphans or _resolved(engine, command, execution, now)
     if execution.unwanted:
         _undone(engine, command, execution, execution.unwanted, now)
-    elif settled and not (execution.pending or execution.holds):
+    elif settled and execution.waits and not (execution.pending or execution.holds):
         command.waits = tuple(waits.name_of(waiting) for waiting in execution.waiting)
 
 

@@ -319,25 +319,30 @@ class Engine:
 
     def _settle(self, command: Command, record: Record | Damaged) -> None:
         """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
-        if isinstance(record, (Control, Signal)) and command.expected:
-            command.expected -= 1
-        if isinstance(record, Control):
+        if isinstance(record, (Outcome, StepFailed, Undone)):
+            if isinstance(record, StepFailed):
+                if record.verdict == "delayed":
+                    return  # an error that is recorded for being one: the step is asked again as if it were not
+                if record.step == command.proposed:
+                    command.proposed = None
+            work = command.work.pop(record.step, None)
+            if work is not None and work.stage is not Stage.SETTLING:
+                self._drop(work)
+        elif isinstance(record, Control):
             _end_execution(command)
             if record.auto:
                 command.on_the_way.discard((record.operation, ""))
+            else:
+                command.expected = max(0, command.expected - 1)
             if record.operation == Operation.RETRY:  # whatever waits for its time is due now
                 self.stop_waiting(command)
                 self.withhold(command.work.values())
+        elif isinstance(record, Signal):
+            command.expected = max(0, command.expected - 1)
         elif isinstance(record, Timer):
             command.on_the_way.discard((record.what, record.name))
             if record.what == "start":
                 self._arm_deadline(command)
-        elif isinstance(record, (Outcome, StepFailed, Undone)) and not _only_counts(record):
-            if isinstance(record, StepFailed) and record.step == command.proposed:
-                command.proposed = None
-            work = command.work.pop(record.step, None)
-            if work is not None and work.stage is not Stage.SETTLING:
-                self._drop(work)
 
     # ------------------------------------------------------------ asleep and awake
 
@@ -858,11 +863,6 @@ def _in_effect(command: Command, operation: Operation) -> bool:
     if operation is Operation.ABORT:
         return command.aborted
     return False
-
-
-def _only_counts(record: Record) -> bool:
-    """An error that is recorded for being one: the step is asked again as if it were not."""
-    return isinstance(record, StepFailed) and record.verdict == "delayed"
 
 
 def _end_execution(command: Command) -> None:

@@ -34,9 +34,9 @@ def check(call: StepCall | Wait | Hold) -> None:
         _check_name(call.name, "a step's name")
         if call.name.endswith("/undo"):
             raise ValueError("a step's name does not end in /undo, which is the key of an undo")
-        if isinstance(call, StepCall):
+        if type(call) is StepCall:
             _check_call(call)
-        elif isinstance(call, Wait):
+        elif type(call) is Wait:
             _check_wait(call)
     except ValueError as error:
         raise MisusedSaga(f"step {call.name!r}: {error}") from None

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -50,6 +50,9 @@ from coordinator.model.records import Failure, Signal
 from coordinator.saga import Saga, StepFailed
 
 _decode = msgspec.msgpack.decode
+
+
+_NOTHING: Final[dict[str, Any]] = {}  # shared, and never written to: most commands have none of it
 
 
 class _Join:
@@ -164,11 +167,11 @@ class Execution:
     def __init__(self, start: Callable[[Saga], Coroutine[Any, Any, Any]], saga: Saga) -> None:
         self.pending: dict[str, Pending] = {}
         self.orphans: dict[str, Pending] = {}
-        self.waits: dict[str, Pending] = {}
-        self.holds: dict[str, Pending] = {}
-        self.unwanted: dict[str, None] = {}
+        self.waits: dict[str, Pending] = _NOTHING
+        self.holds: dict[str, Pending] = _NOTHING
+        self.unwanted: dict[str, None] = _NOTHING
         self.calls: dict[str, StepCall] = {}
-        self.waited: dict[str, Answered] = {}
+        self.waited: dict[str, Answered] = _NOTHING
         self.skipped: dict[str, str] = {}
         self.done = False
         self.result: Any = None
@@ -178,8 +181,8 @@ class Execution:
         self._issued: set[str] = set()  # by the present feed: nobody can have called these
         self._issuers: dict[str, _Fiber] = {}
         self._recorded: set[str] = set()  # steps whose outcome is known
-        self._kept: set[str] = set()  # orphans whose outcome is to stay
-        self._mailbox = Mailbox()
+        self._kept: dict[str, None] = _NOTHING  # orphans whose outcome is to stay
+        self._mailbox: Mailbox | None = None
         self._awaits_left = AWAITS_MAX
         self._parked: list[tuple[Gate, _Fiber]] = []
         self._unwinding: list[tuple[_Fiber, tuple[_Fiber, ...]]] = []  # who waits, for what was under which branches
@@ -238,6 +241,8 @@ class Execution:
             if waiting is not None and waiting.call.kind == "decision":
                 self._decide(waiting, decided(record), record.at)
         else:
+            if self._mailbox is None:
+                self._mailbox = Mailbox()
             self._mailbox.put(record, wanted=self._wait_for(record.name) is not None)
             self._collect(record.name)
         self._run()
@@ -266,7 +271,8 @@ class Execution:
 
     def redundant(self, record: Signal) -> bool:
         """Whether the data would change nothing: the same as the last, and nobody waits for another."""
-        return self._mailbox.redundant(record, wanted=self._wait_for(record.name) is not None)
+        mailbox = self._mailbox
+        return mailbox is not None and mailbox.redundant(record, wanted=self._wait_for(record.name) is not None)
 
     def stop(self) -> None:
         """A contrary decision: nothing more is run; what is pending is in doubt."""
@@ -318,7 +324,10 @@ class Execution:
 
     def _collect(self, channel: str) -> None:
         """Hands kept data to those who wait for it."""
-        while (waiting := self._wait_for(channel)) is not None and (kept := self._mailbox.take(channel)) is not None:
+        mailbox = self._mailbox
+        if mailbox is None:
+            return
+        while (waiting := self._wait_for(channel)) is not None and (kept := mailbox.take(channel)) is not None:
             del self.waits[waiting.name]
             answer = self.waited[waiting.name]
             answer.value, answer.at, answer.by = kept.value, self._saga.now, kept.by
@@ -361,15 +370,13 @@ class Execution:
                 fiber, value, error = queue.popleft()
                 if fiber in self._fibers:
                     self._advance(fiber, value, error)
-            if self.done or not (self._open_gates() or self._unwound()):
+            if self.done or not ((self._parked and self._open_gates()) or (self._unwinding and self._unwound())):
                 break
         if self._parked and not (self.done or self.pending or self.waits or self.holds or self._unwinding):
             self._mistaken("exec waits for a Gate that no branch can open any more")
 
     def _open_gates(self) -> bool:
         """Resumes who waits for a gate that is open now; tells whether anybody did."""
-        if not self._parked:
-            return False
         opened = [(gate, fiber) for gate, fiber in self._parked if gate.opened]
         if opened:
             self._parked = [(gate, fiber) for gate, fiber in self._parked if not gate.opened]
@@ -392,10 +399,12 @@ class Execution:
 
     def _awaits(self, fiber: _Fiber, awaited: Any) -> None:
         self._awaits_left -= 1
-        handler = _AWAITED.get(type(awaited))
+        kind = type(awaited)
         if not self._awaits_left:
             self._mistaken(f"exec awaited {AWAITS_MAX} times: it is in a loop that does not end", fiber)
-        elif handler is not None:
+        elif kind is StepCall:
+            self._step(fiber, awaited)
+        elif (handler := _AWAITED.get(kind)) is not None:
             handler(self, fiber, awaited)
         else:
             self._mistaken(
@@ -416,6 +425,8 @@ class Execution:
     def _wait(self, fiber: _Fiber, wait: Wait) -> None:
         name = self._issue(fiber, wait)
         if name is not None:
+            if self.waited is _NOTHING:
+                self.waits, self.waited = {}, {}
             self.waits[name] = Pending(name, wait, fiber, self._saga.now)
             self.waited[name] = Answered(wait, self._saga.now)
             if wait.kind == "data":
@@ -424,6 +435,7 @@ class Execution:
     def _hold(self, fiber: _Fiber, hold: Hold) -> None:
         name = self._issue(fiber, hold)
         if name is not None:
+            self.holds = self.holds or {}
             self.holds[name] = Pending(name, hold, fiber, self._saga.now)
 
     def _issue(self, fiber: _Fiber, call: StepCall | Wait | Hold) -> str | None:
@@ -511,21 +523,20 @@ class Execution:
         self._abandon(lambda other: other.within(roots))
         for name in [name for name, issuer in self._issuers.items() if issuer.within(roots)]:
             if not undo:
-                self._kept.add(name)
+                self._kept = {**self._kept, name: None}
                 continue
-            self._kept.discard(name)
+            self._kept.pop(name, None)
             if name in self._recorded:
                 self._unwant(name)
         return roots
 
     def _unwant(self, name: str) -> None:
         if self.calls[name].undo is not None:
+            self.unwanted = self.unwanted or {}
             self.unwanted[name] = None
 
     def _unwound(self) -> bool:
         """Resumes who waits for an unwinding that is over; tells whether anybody did."""
-        if not self._unwinding:
-            return False
         over = [each for each in self._unwinding if not self._unwinds(each[1])]
         for each in over:
             self._unwinding.remove(each)
@@ -615,15 +626,16 @@ class Execution:
         for dropped in (self.waits, self.holds):
             for name in [name for name, waiting in dropped.items() if doomed(waiting.fiber)]:
                 del dropped[name]
-        self._parked = [(gate, fiber) for gate, fiber in self._parked if not doomed(fiber)]
-        self._unwinding = [each for each in self._unwinding if not doomed(each[0])]
+        if self._parked:
+            self._parked = [(gate, fiber) for gate, fiber in self._parked if not doomed(fiber)]
+        if self._unwinding:
+            self._unwinding = [each for each in self._unwinding if not doomed(each[0])]
         for fiber in [fiber for fiber in self._fibers if doomed(fiber)]:
             self._fibers.discard(fiber)
             close(fiber.coroutine)
 
 
 _AWAITED: dict[type, Callable[[Execution, _Fiber, Any], None]] = {
-    StepCall: Execution._step,
     Wait: Execution._wait,
     Hold: Execution._hold,
     Skip: Execution._skip,

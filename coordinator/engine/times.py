@@ -18,6 +18,7 @@ from coordinator.model.records import SCHEMA, Control, Timer
 
 if TYPE_CHECKING:
     from coordinator.engine.engine import Engine
+    from coordinator.saga import PauseAfter
 
 US = "coordinator"  # the actor of what nobody asked for
 
@@ -33,8 +34,7 @@ def due(engine: Engine, command: Command, what: str, name: str, at: float, now: 
 
 def of_step(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
     """A step's deadline."""
-    if waiting.call.deadline is not None:
-        due(engine, command, "step", waiting.name, waiting.since + parse_duration(waiting.call.deadline), now)
+    due(engine, command, "step", waiting.name, waiting.since + parse_duration(waiting.call.deadline), now)
 
 
 def of_wait(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
@@ -46,11 +46,10 @@ def of_wait(engine: Engine, command: Command, waiting: Pending, now: float) -> N
 
 def of_state(engine: Engine, command: Command, now: float) -> None:
     """How long the command may be in its present state; on its way back it may be for as long as it takes."""
-    deadlines = command.type.deadlines if command.type is not None else None
-    if not deadlines or command.ending or command.finishing:
+    if command.type is None or command.ending or command.finishing:
         return
     state = command.state
-    longest = deadlines.get(state)
+    longest = command.type.deadlines.get(state)
     if longest is not None:
         due(engine, command, "state", state.value, state_deadline(command, state, longest), now)
 
@@ -80,11 +79,8 @@ def _is_delayed(command: Command, name: str) -> bool:
     return work is not None and work.delayed
 
 
-def of_errors(engine: Engine, command: Command, now: float) -> None:
+def of_errors(engine: Engine, command: Command, rule: PauseAfter, now: float) -> None:
     """Pauses after errors, and the resume that follows; never one of an operator's pause."""
-    rule = command.type.pause_after if command.type is not None else None
-    if rule is None:
-        return
     if not command.paused:
         if command.errors >= rule.errors:
             _control(engine, command, Operation.PAUSE, f"paused by itself after {command.errors} errors", now)
