@@ -29,17 +29,16 @@ import heapq
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import structlog
-
 from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait, moment, run_id
 from coordinator.errors import CoordinatorError, IdConflict, IllegalState, Internal, Stopping, UnknownCommand
+from coordinator.logs import get_logger
 from coordinator.model.command import FINAL, Operation
 from coordinator.model.ids import partition_of
 from coordinator.model.records import SCHEMA, Schedule
 from coordinator.pipeline import Pipeline
 from coordinator.transport.base import Event, Front, Unwatch
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 AGAIN_FIRST_MS: Final = 250  # after a refusal that says nothing of when to ask again
 AGAIN_MAX_MS: Final = 30_000
@@ -216,7 +215,8 @@ class Scheduling:
             hand = self._hands[key] = Hand()
         if hand.noted is not None:
             return
-        step = series.step(now, self.pipeline.lanes[partition].acquired_at, hand.going(series.last))
+        since = self.pipeline.lanes[partition].acquired_at
+        step = series.step(now, since, hand.going(series.last), refused=hand.refusals > 0)
         match step:
             case Wait(until):
                 if until is not None:

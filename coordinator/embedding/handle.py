@@ -307,6 +307,10 @@ class Embedded(Kept):
         """Makes or replaces a schedule (docs/schedules.md)."""
         return await self._ask(lambda front: front.put_schedule(name, dict(content), by))
 
+    async def schedule(self, name: str) -> dict[str, Any]:
+        """``{"name", "spec", "state", "next", "last", "waiting", …}``."""
+        return await self._ask(lambda front: front.schedule(name))
+
     async def schedules(self) -> Sequence[dict[str, Any]]:
         return await self._ask(lambda front: front.schedules())
 
@@ -322,12 +326,12 @@ class Embedded(Kept):
         expect.
         """
         await self.settle()
-        commands = list(self._life.pipeline.engine.commands) if self._life is not None else []
+        life = await self._living()
         told: dict[str, dict[str, Any]] = {}
-        for id in commands:
+        for id in sorted(id for _, id, _ in life.pipeline.engine.entries()):
             with contextlib.suppress(UnknownCommand):
                 told[id] = await self.explain(id)
-        now = self._life.pipeline.now() if self._life is not None else 0
+        now = life.pipeline.now()
         return Standstill(timestamp(now), self._next_due(), told)
 
     async def _waited(self, id: str, wait_ms: int | None) -> CommandView:

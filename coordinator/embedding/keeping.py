@@ -256,12 +256,12 @@ class Kept:
     def due(self) -> float | None:
         """When something is due next (ms since 1970), None if nothing is."""
         life = self._life
-        return None if life is None else life.pipeline.engine.due(life.pipeline.now())
+        return None if life is None else life.due()
 
     def pump(self) -> None:
         """Does what is due."""
         if self._life is not None:
-            self._life.pipeline.pump()
+            self._life.pump()
 
     def _next_due(self) -> str | None:
         if self._clock is not None:

@@ -31,8 +31,8 @@ from coordinator.model.records import Record
 from coordinator.model.settings import EngineSettings, ServiceSettings
 from coordinator.pipeline import Pipeline, shown
 from coordinator.saga import App
+from coordinator.scheduling import Scheduling
 from coordinator.server.metrics import Metrics
-from coordinator.transport.base import Front
 from coordinator.view import View
 
 APPEND_TIMEOUT_MS: Final = 5_000
@@ -132,6 +132,28 @@ class EmbeddedPipeline(Pipeline):
             self._timer.cancel()
 
 
+class EmbeddedScheduling(Scheduling):
+    """The real schedules, whose timer can be somebody else's affair."""
+
+    still = False
+
+    def _set_timer(self, now: int) -> None:
+        if not self.still:
+            super()._set_timer(now)
+
+    @property
+    def moving(self) -> bool:
+        return self._looking or bool(self._tasks)
+
+    @property
+    def due(self) -> float | None:
+        return self._due[0][0] if self._due else None
+
+    def pump(self) -> None:
+        """The time has changed."""
+        self._soon()
+
+
 class Life:
     """See the module.  ``over`` is done as soon as it has ended, however."""
 
@@ -165,8 +187,9 @@ class Life:
         )
         self.pipeline.life = self
         self.pipeline.at_rest = contextlib.nullcontext  # the collector is the process's
-        self.local = CoordinatorFront(self.pipeline, registry, name=setup.name)
-        self.front = cast("Front", self.local)
+        self.front = CoordinatorFront(self.pipeline, registry, name=setup.name)
+        self.front.scheduling = self.scheduling = EmbeddedScheduling(self.pipeline, self.front)
+        self.scheduling.still = setup.clock is not None
         self._ready = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
         if isinstance(log, MortalLog):
@@ -179,6 +202,7 @@ class Life:
         await self.log.open()
         self.view.open()
         self._main = main = asyncio.create_task(self.pipeline.run(), name="embedded-lanes")
+        self.scheduling.start()
         ready = asyncio.ensure_future(self._ready.wait())
         try:
             ended: list[asyncio.Future[Any]] = [main, ready, self.over]
@@ -219,7 +243,7 @@ class Life:
     async def close(self, drain_ms: int) -> None:
         """Takes nothing more in, waits for what is under way (calls for ``drain_ms`` at most), and ends."""
         engine = self.pipeline.engine
-        self.local.stopping = True
+        self.front.stopping = True
         until = self.pipeline.loop.time() + drain_ms / 1000
         await self.settle(until)  # commands that move on by themselves may end
         engine.freeze()
@@ -230,6 +254,7 @@ class Life:
         await self.log.close()
 
     async def _stop(self) -> None:
+        await self.scheduling.close()
         self.pipeline.stop()
         if self._main is not None:
             self._main.cancel()
@@ -241,14 +266,24 @@ class Life:
 
     @property
     def moving(self) -> bool:
-        return not self.over.done() and self.pipeline.moving
+        return not self.over.done() and (self.pipeline.moving or self.scheduling.moving)
+
+    def due(self) -> float | None:
+        """When something is due next (ms since 1970)."""
+        dues = (self.pipeline.engine.due(self.pipeline.now()), self.scheduling.due)
+        return min((due for due in dues if due is not None), default=None)
+
+    def pump(self) -> None:
+        """Does what is due."""
+        self.pipeline.pump()
+        self.scheduling.pump()
 
     async def settle(self, until: float) -> bool:
         """Waits until nothing moves but by time or from outside; False if it still does at ``until`` (loop's time)."""
         turns = 0
         loop = self.pipeline.loop
         while turns < QUIET_TURNS and not self.over.done():
-            if not self.pipeline.moving:
+            if not self.moving:
                 turns += 1
                 await asyncio.sleep(0)
                 continue

@@ -21,6 +21,7 @@ from coordinator.errors import (
     ConfigError,
     CoordinatorError,
     CorruptLog,
+    Forbidden,
     IdConflict,
     IllegalState,
     InvalidPayload,
@@ -599,3 +600,120 @@ async def test_errors_are_one_tree() -> None:
     assert issubclass(UnknownType, CoordinatorError)
     assert issubclass(coordinator.Unscripted, AssertionError)
     assert issubclass(StepFailed, Exception)
+
+
+# ---------------------------------------------------------------- people, data, time
+
+
+people = App()
+
+
+@people.command(services=["bank", "mail"])
+class Transfer(msgspec.Struct):
+    """Cools down, asks a bank that answers by a callback, asks a person, then tells the customer."""
+
+    amount: int
+
+    async def exec(self, saga: Saga) -> dict[str, Any]:
+        await saga.sleep("3d")
+        await saga.step(
+            "ask",
+            post("bank", "/transfers", {"amount": self.amount, "answer_to": saga.callback_url("bank")}),
+            undo=post("bank", "/transfers/withdraw"),
+        )
+        answer = await saga.receive("bank", timeout="1d")
+        decision = await saga.decision("approve", input={"amount": self.amount}, roles=["clerk"], timeout="2d")
+        await saga.step("tell", post("mail", "/mails", {"by": decision.by}))
+        return {"reference": answer["reference"], "by": decision.by}
+
+
+async def transferred(c: coordinator.Embedded) -> None:
+    """A transfer from its beginning to its end, as bank, clerk and time see it."""
+    c.services["bank"].on("POST", "/transfers").answers(202)
+    c.services["mail"].on("POST", "/mails").answers(200)
+    view = await c.submit(Transfer(5), id="t-1")
+    await c.clock.advance("3d")
+    assert (await c.get("t-1")).waiting_for == ["bank"]
+    await c.callback(c.services["bank"].effects[0].body["answer_to"], {"reference": "x-7"})
+    still = await c.settled()
+    assert still.commands["t-1"]["state"] == "waiting"
+    assert still.next_due is not None
+    (asked,) = await c.decisions()
+    assert (asked["command_id"], asked["step"], asked["input"]) == ("t-1", "approve", {"amount": 5})
+    await c.decide("t-1", "approve", by="ann", roles=["clerk"])
+    view = await c.wait("t-1")
+    assert (view.state, view.result) == ("completed", {"reference": "x-7", "by": "ann"})
+    assert [call.step for call in c.calls if call.effect] == ["ask", "tell"]
+
+
+async def test_a_saga_that_waits_for_time_a_service_and_a_person() -> None:
+    """Days pass, a callback comes, a clerk decides; all in some milliseconds."""
+    async with coordinator.embedded(people, clock=FakeClock(NINE)) as c:
+        await transferred(c)
+        assert (await c.get("t-1")).finished_at == "2026-11-24T09:00:00.000Z"
+
+
+async def test_it_survives_a_crash_anywhere_with_all_who_take_part() -> None:
+    """Requests of bank and clerk that were under way are asked again, and count once."""
+    assert await coordinator.crash_everywhere(people, transferred, clock=NINE) >= 16
+
+
+async def test_nobody_decides_and_time_does() -> None:
+    """After two days it counts as rejected, and what was done is undone."""
+    async with coordinator.embedded(people, clock=FakeClock(NINE)) as c:
+        c.services["bank"].on("POST", "/transfers").answers(202)
+        c.services["bank"].on("POST", "/transfers/withdraw").answers(204)
+        await c.submit(Transfer(5), id="t-1")
+        await c.provide("t-1", "bank", {"reference": "early"}, signal_id="s-1")
+        await c.provide("t-1", "bank", {"reference": "twice"}, signal_id="s-1")
+        await c.clock.advance("3d")
+        with pytest.raises(Forbidden):
+            await c.decide("t-1", "approve", by="eve", roles=["visitor"])
+        view = await c.wait("t-1", within="2d")
+        assert (view.state, view.finished_at) == ("compensated", "2026-11-26T09:00:00.000Z")
+
+
+async def test_a_command_may_begin_later() -> None:
+    """`delay` is time on the clock, and it is waited for."""
+    async with coordinator.embedded(local, clock=FakeClock(NINE)) as c:
+        view = await c.submit(Double(4), delay="2h")
+        assert (await c.get(view.id)).waiting_for == ["start"]
+        assert (await c.wait(view.id, within="1d")).finished_at == "2026-11-21T11:00:00.000Z"
+
+
+async def test_a_dead_letter_is_mended() -> None:
+    """Listed, given another input, and on it goes; an undo that cannot be made is resolved by hand."""
+    repaired = App()
+
+    @repaired.command(services=["stock"], on_failure="dead_letter")
+    class Ship(msgspec.Struct):
+        async def exec(self, saga: Saga) -> Any:
+            return await saga.step("ship", post("stock", "/parcels", {"to": "nowhere"}), undo=post("stock", "/back"))
+
+    async with coordinator.embedded(repaired, clock=FakeClock(NINE)) as c:
+        parcels = c.services["stock"].on("POST", "/parcels").fails(422, times=1).then.answers(200, {"id": "p-1"})
+        c.services["stock"].on("POST", "/back").fails(409)
+        view = await c.submit(Ship())
+        await c.settled()
+        (letter,) = await c.dead_letters()
+        assert (letter["command_id"], letter["step"]) == (view.id, "ship")
+        await c.requeue(view.id, "ship", input={"to": "here"}, by="ann")
+        assert (await c.wait(view.id)).result == {"id": "p-1"}
+        assert parcels.calls[1].body == {"to": "here"}
+
+
+async def test_a_schedule_of_months_runs_in_no_time() -> None:
+    """Each run at its own time in its own zone; a crash in between loses none."""
+    async with coordinator.embedded(local, clock=FakeClock(NINE)) as c:
+        command = {"type": "Double", "payload": {"number": 1}}
+        await c.put_schedule("monthly", {"cron": "0 6 1 * *", "timezone": "Europe/Berlin", "command": command})
+        await c.clock.advance("60d")
+        await c.crash()
+        await c.clock.until("2027-06-15T00:00:00Z")
+        runs = sorted(view.id for view in await c.list(type="Double"))
+        assert (len(runs), runs[0], runs[-1]) == (7, "monthly@2026-12-01T05:00:00Z", "monthly@2027-06-01T04:00:00Z")
+        assert (await c.control_schedule("monthly", "pause"))["state"] == "paused"
+        await c.clock.advance("90d")
+        assert len(await c.list(type="Double")) == 7
+        assert [each["name"] for each in await c.schedules()] == ["monthly"]
+        assert (await c.schedule("monthly"))["by"] == "embedded"
