@@ -467,18 +467,19 @@ class Series:
 
     # ------------------------------------------------------------ what follows
 
-    def step(self, now: int, since: int, going: bool | None) -> Step:
+    def step(self, now: int, since: int, going: bool | None, *, refused: bool = False) -> Step:
         """What is to be done next; to be asked again when that is done, and when anything has changed.
 
         ``since`` is when this instance began to act for the partition: what was due until then, nobody saw.  ``going``
-        tells whether the last run has not ended yet; None: not known, as it is not after a takeover.
+        tells whether the last run has not ended yet; None: not known, as it is not after a takeover.  ``refused``: what
+        is starting was submitted, and refused for the moment.
         """
         if self.spec is None or self.paused:
             return Wait(None)
         going = going if self.last is not None else False
         come = self._come(now, since)
         if come is not None:
-            return self._dealt_with(*come, going)
+            return self._dealt_with(*come, going, refused)
         queued = self.queued
         if queued and self.spec.overlap is Overlap.REPLACE:
             for due in queued[:-1]:
@@ -515,11 +516,13 @@ class Series:
             count, due = count + 1, self.spec.after(due, self._put_at)
         return count
 
-    def _dealt_with(self, due: int, late: str, going: bool | None) -> Step:
+    def _dealt_with(self, due: int, late: str, going: bool | None, refused: bool) -> Step:
         assert self.spec is not None
         queued = self.queued
         match self.spec.overlap:
             case Overlap.SKIP:
+                if queued and self.starting(queued[0]) and not refused:
+                    return Start(queued[0])  # what becomes of it is known in a moment; a former owner may have done it
                 if queued:
                     return Note("skipped", due, f"the run due at {moment(queued[0])} has not begun yet")
                 if going:

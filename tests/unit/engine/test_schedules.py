@@ -284,8 +284,8 @@ class Book:
         self.record("starting", due=due)
         self.record("fired", due=due, command=run_id("s", due))
 
-    def step(self, second: float, going: bool | None = False, since: int = T0) -> Step:
-        return self.series.step(T0 + round(second * 1000), since, going)
+    def step(self, second: float, going: bool | None = False, since: int = T0, *, refused: bool = False) -> Step:
+        return self.series.step(T0 + round(second * 1000), since, going, refused=refused)
 
 
 def at(second: int) -> int:
@@ -334,12 +334,23 @@ def test_skip_counts_a_run_that_could_not_begin_as_going() -> None:
     """Its command is refused for the moment: it is asked again, and does not become two."""
     book = Book()
     book.record("starting", due=at(10))
-    step = book.step(20)
+    step = book.step(20, refused=True)
     assert isinstance(step, Note)
     assert (step.action, step.due) == ("skipped", at(20))
     assert "has not begun yet" in step.reason
     book.record("skipped", due=at(20))
-    assert book.step(21) == Start(at(10))
+    assert book.step(21, refused=True) == Start(at(10))
+
+
+def test_skip_judges_when_it_is_known_what_became_of_the_run_before() -> None:
+    """A former owner was killed while that was starting: it may have ended since, and then nothing is skipped."""
+    book = Book()
+    book.record("starting", due=at(10))
+    assert book.step(35, since=at(34)) == Start(at(10))
+    book.record("fired", due=at(10), command="s@x")
+    step = book.step(35, False, since=at(34))
+    assert isinstance(step, Note)
+    assert (step.action, step.due) == ("starting", at(30))
 
 
 def test_queue_runs_one_after_another() -> None:
