@@ -9,7 +9,9 @@ value fails the command (code ``expression``) where it stands, and what was reco
 request there is nothing left to fail into: the error is raised to the engine, which parks that undo as a dead letter.
 
 A node runs again after a savepoint that came before it, and when late data has renewed what it comes after.  What it
-sees then are the newest outcomes; what undoes its earlier run was made of the outcomes of that run.
+sees then are the newest outcomes; what undoes its earlier run was made of the outcomes of that run.  Steps follow one
+another for what they do and not only for what they return, so a new outcome that is equal to the last one (`_Outcome`)
+is a new one all the same.
 """
 
 from __future__ import annotations
@@ -58,10 +60,13 @@ async def _run(plan: Plan, graph: Graph | None, payload: Any, saga: Saga) -> Any
     scope = running.scope
     if graph is None:
         for step in plan.steps:
-            scope["steps"][step.name] = await _step(step, running, scope)
+            left_out = _left_out(step, scope)
+            scope["steps"][step.name] = await (
+                Skip(step.name, step.service) if left_out else _step(step, running, scope)
+            )
     else:
         ended = await run_graph(graph, saga, context=running)
-        scope["steps"] = {step.name: ended.get(step.name) for step in plan.steps}
+        scope["steps"] = {step.name: _value(ended.get(step.name)) for step in plan.steps}
     try:
         return plan.result.render(scope)
     except ExpressionError as error:
@@ -89,7 +94,7 @@ class _Running:
 
     def seen(self, place: Place, values: Mapping[str, Any]) -> dict[str, Any]:
         """The scope of a node's expressions; what has no value, as it lost or has not come, is null."""
-        return {**self.scope, "steps": {name: values.get(name) for name in place.uses}}
+        return {**self.scope, "steps": {name: _value(values.get(name)) for name in place.uses}}
 
     def callbacks(self, names: Mapping[str, str]) -> dict[str, str]:
         for datum in names.values():
@@ -114,9 +119,23 @@ class _Running:
 # ---------------------------------------------------------------- nodes
 
 
+class _Outcome:
+    """A node's value: of one round, and so equal to no other."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _value(outcome: _Outcome | None) -> Any:
+    """What expressions see; null for what was skipped, has lost, or is not there."""
+    return None if outcome is None else outcome.value
+
+
 def _nodes(plan: Plan) -> list[Node]:
     return [
-        *[_node(step, _step_run(step, listens=step.listens), listens=step.listens) for step in plan.steps],
+        *[_node(step, _step_run(step), listens=step.listens) for step in plan.steps],
         *[_node(joint, _joint_run(joint)) for joint in plan.joints],
     ]
 
@@ -127,7 +146,7 @@ def _node(place: Place, run: Callable[[Run], Coroutine[Any, Any, Any]], *, liste
         name=place.name,
         run=run,
         after=place.after,
-        optional=place.optional,
+        optional=tuple(dict.fromkeys((*place.optional, *place.renewed))),
         reads=tuple(name for name in place.optional if name not in place.renewed),
         join=place.join,
         losers=place.losers,
@@ -139,20 +158,26 @@ def _node(place: Place, run: Callable[[Run], Coroutine[Any, Any, Any]], *, liste
     )
 
 
-def _step_run(step: StepPlan, *, listens: bool) -> Callable[[Run], Coroutine[Any, Any, Any]]:
+def _step_run(step: StepPlan) -> Callable[[Run], Coroutine[Any, Any, Any]]:
+    once = step.request is None and step.decision is None  # a datum or a time: it is there, whatever else is renewed
+
     async def run(node: Run) -> Any:
         running: _Running = node.context
-        running.skipped.discard(step.name)
-        if _let_in(step, node):
-            value = await _step(step, running, running.seen(step, node.values), skipped=SKIPPED)
-        else:
-            await Skip(step.name, step.service)
-            value = SKIPPED
-        if value is SKIPPED:
+        scope = running.seen(step, node.values)
+        if not _let_in(step, node) or _left_out(step, scope):
             running.skipped.add(step.name)
-            if listens:
+            await Skip(step.name, step.service)
+            if step.listens:
                 await Gate()  # that nobody opens: a listener that returned would be begun again
-        return value
+            return SKIPPED
+        running.skipped.discard(step.name)
+        former: _Outcome | None = node.values.get(step.name)
+        if once and not step.listens and former is not None:
+            return _Outcome(former.value)
+        value = await _step(step, running, scope)
+        if step.listens and former is not None and former.value == value:
+            return former  # the same datum: nothing new
+        return _Outcome(value)
 
     return run
 
@@ -163,31 +188,36 @@ def _joint_run(joint: JointPlan) -> Callable[[Run], Coroutine[Any, Any, Any]]:
         if not _let_in(joint, node):
             return SKIPPED
         try:
-            return joint.when is None or joint.when.holds(running.seen(joint, node.values))
+            return _Outcome(joint.when is None or joint.when.holds(running.seen(joint, node.values)))
         except ExpressionError as error:
             raise _failed(error) from None
 
     async def leave(node: Run) -> Any:
         """Skipped if all that it holds was."""
         running: _Running = node.context
-        return SKIPPED if running.skipped.issuperset(joint.members) else None
+        return SKIPPED if running.skipped.issuperset(joint.members) else _Outcome(None)
 
     return enter if joint.entry else leave
 
 
 def _let_in(place: Place, node: Run) -> bool:
-    return place.guard is None or node.values.get(place.guard.entry) is place.guard.value
+    return place.guard is None or _value(node.values.get(place.guard.entry)) is place.guard.value
 
 
 # ---------------------------------------------------------------- steps
 
 
-async def _step(step: StepPlan, running: _Running, scope: dict[str, Any], skipped: Any = None) -> Any:
-    """Runs one step; returns its outcome, or ``skipped``."""
+def _left_out(step: StepPlan, scope: dict[str, Any]) -> bool:
+    """By its own condition."""
     try:
-        if step.when is not None and not step.when.holds(scope):
-            await Skip(step.name, step.service)
-            return skipped
+        return step.when is not None and not step.when.holds(scope)
+    except ExpressionError as error:
+        raise _failed(error) from None
+
+
+async def _step(step: StepPlan, running: _Running, scope: dict[str, Any]) -> Any:
+    """Runs one step; returns its outcome."""
+    try:
         awaited = _awaited(step, running, scope)
     except ExpressionError as error:
         raise _failed(error) from None

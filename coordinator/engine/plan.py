@@ -6,12 +6,13 @@ may also hold ``callback.NAME``, an address at which that datum is taken.  Every
 definition is registered and not when it runs, because then it is half way through.
 
 A step that comes after another may find its outcome null: it was skipped, was not the first of a join, or is optional
-data that has not come.
+data that has not come.  Nobody waits for that; who comes after it waits for a joint beside it, ``late/on``, which ends
+when the step listens, so that data that was there before is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -79,8 +80,9 @@ class DecisionPlan(Struct, frozen=True):
 class Place(Struct, frozen=True, kw_only=True):
     """What steps and joints have in common: when they run, and if they do.
 
-    ``after`` are waited for, ``optional`` are optional data that it comes after; ``renewed`` are those of them whose
-    arrival runs it again.  ``reruns``: it comes after such data, however far behind.  ``uses`` are the steps whose
+    ``after`` are waited for, ``optional`` are optional data that it comes after.  ``reruns``: it comes after data whose
+    arrival runs it again, however far behind; what is ``renewed`` then has a new outcome, besides ``after``: such data,
+    and what is behind something in ``after`` that may be skipped and so has none.  ``uses`` are the steps whose
     outcomes its expressions name, its own not among them.
     """
 
@@ -156,9 +158,13 @@ class _Compiler:
 
     def __init__(self, definition: Definition, faults: list[tuple[str, str]]) -> None:
         self.definition = definition
-        self.places: dict[str, Step | Joint] = {place.name: place for place in definition.joints + definition.steps}
         self.names = frozenset(step.name for step in definition.steps)
         self.data = definition.data
+        self.listeners = frozenset(step.name for step in definition.steps if step.optional)
+        self.renewing = frozenset(name for name, rule in self.data.items() if rule.reruns)
+        self.places: dict[str, Step | Joint] = {place.name: place for place in definition.joints + definition.steps}
+        rerun = {name for name, place in self.places.items() if not self.renewing.isdisjoint(place.ancestors)}
+        self.renewable = self.renewing | (rerun - self.listeners)
         self.callbacks = {name: rule.name for name, rule in self.data.items()}
         self.callbacks |= {rule.name: rule.name for rule in self.data.values()}
         self.faults = faults
@@ -173,7 +179,10 @@ class _Compiler:
         return Plan(
             definition=definition,
             steps=tuple(self.step(step) for step in definition.steps),
-            joints=tuple(self.joint(joint) for joint in definition.joints),
+            joints=(
+                *(self.joint(joint) for joint in definition.joints),
+                *(self.listening(step) for step in definition.steps if step.optional),
+            ),
             result=result,
             linear=definition.linear,
             services=definition.services,
@@ -211,39 +220,44 @@ class _Compiler:
     def joint(self, joint: Joint) -> JointPlan:
         return JointPlan(**self.order(joint, self.condition(joint), []), entry=joint.entry, members=joint.members)
 
-    def order(self, place: Step | Joint, when: Expression | None, inputs: list[syntax.Path]) -> dict[str, Any]:
-        """The fields of a Place.
+    def listening(self, step: Step) -> JointPlan:
+        """Stands beside optional data for those who come after it."""
+        place = {**self.order(step, None, []), "name": _listening(step.name), "guard": None}
+        return JointPlan(**place, entry=True, members=())
 
-        Nobody waits for optional data: what comes after it waits for what the data itself comes after.
-        """
-        after: dict[str, None] = {}
-        optional: dict[str, None] = {}
-        waiting = list(reversed(place.after))
-        while waiting:
-            name = waiting.pop()
-            before = self.places.get(name)
-            if isinstance(before, Step) and before.optional:
-                if name not in optional:
-                    optional[name] = None
-                    waiting += reversed(before.after)
-            else:
-                after[name] = None
-        renewing = {name for name, rule in self.data.items() if rule.reruns}
+    def order(self, place: Step | Joint, when: Expression | None, inputs: list[syntax.Path]) -> dict[str, Any]:
+        """The fields of a Place."""
+        optional = tuple(name for name in place.after if name in self.listeners)
+        after = tuple(_listening(name) if name in self.listeners else name for name in place.after)
         paths = [*inputs, *(() if when is None else when.inputs)]
-        used = {str(path.keys[0]): None for path in paths if path.root == "steps" and path.keys}
+        names = dict.fromkeys(str(path.keys[0]) for path in paths if path.root == "steps" and path.keys)
+        uses = tuple(name for name in names if name != place.name)
+        renewed = [*optional, *(self.behind(place) if place.join == "all" else ())]
         return {
             "name": place.name,
-            "after": tuple(after),
-            "optional": tuple(optional),
-            "renewed": tuple(name for name in optional if name in renewing),
-            "reruns": not renewing.isdisjoint(place.ancestors),
+            "after": after,
+            "optional": optional,
+            "renewed": tuple(dict.fromkeys(name for name in renewed if name in self.renewable and name not in after)),
+            "reruns": not self.renewing.isdisjoint(place.ancestors),
             "join": place.join,
             "losers": place.losers,
             "guard": place.guard,
             "when": when,
             "savepoint": place.savepoint,
-            "uses": tuple(name for name in used if name != place.name),
+            "uses": uses,
         }
+
+    def behind(self, place: Step | Joint) -> Iterator[str]:
+        """What the place comes after through places that may be skipped, but for those where the first one wins: what
+        has lost there leads nowhere."""
+        found: set[str] = set()
+        ahead = list(place.after)
+        while ahead:
+            before = self.places.get(ahead.pop())
+            if before is not None and before.join == "all" and _may_be_skipped(before) and before.name not in found:
+                found.add(before.name)
+                ahead += before.after
+                yield from before.after
 
     def condition(self, place: Step | Joint) -> Expression | None:
         if place.when is None:
@@ -331,6 +345,16 @@ class _Compiler:
         if before.issuperset(takers) and not any(self.data[step].optional for step in takers):
             return f'step "{takers[-1]}" has been given "{name}" before: nobody would take another one'
         return None
+
+
+def _may_be_skipped(place: Step | Joint) -> bool:
+    if isinstance(place, Joint):
+        return not place.entry or place.guard is not None
+    return place.guard is not None or place.when is not None
+
+
+def _listening(name: str) -> str:
+    return f"{name}/on"
 
 
 def _retry(request: RequestSource) -> Retry | None:

@@ -606,6 +606,86 @@ def test_late_data_runs_again_what_comes_after_it() -> None:
     assert "z" not in execution.calls
 
 
+@pytest.mark.parametrize("late", [LATE, {"name": "late", "data": {"name": "coupon", "optional": True}}])
+def test_data_that_came_early_is_there(late: dict[str, Any]) -> None:
+    """Whatever comes after it finds it in its first round."""
+    execution = start(step("a"), late, step("b", body=["${steps.late}"]))
+    provide(execution, "coupon", 7)
+    succeed(execution, "a")
+    assert sent(execution, "b").body == [7]
+    succeed(execution, "b")
+    assert (execution.done, list(execution.calls)) == (True, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [],
+        [step("x", when="false")],
+        [{"name": "x", "when": "true", "steps": [step("y", when="false")]}, step("x2", when="false")],
+        [{"name": "x", "when": "false", "steps": [step("y")]}],
+    ],
+)
+def test_late_data_runs_again_whatever_comes_after(between: list[dict[str, Any]]) -> None:
+    """Though an outcome may be the same as before, or null because its step is skipped."""
+    execution = start(LATE, step("b"), *between, step("z", body=["${steps.late}"]), {"name": "go", "data": "go"})
+    execution.outcome("b", raw("same"), 1)
+    succeed(execution, "z")
+    provide(execution, "coupon", 7)
+    execution.outcome("b#2", raw("same"), 1)
+    assert sent(execution, "z#2").body == [7]
+    succeed(execution, "z#2")
+    provide(execution, "coupon", 7, signal_id="again")
+    assert not execution.pending
+    provide(execution, "go", True)
+    assert (execution.done, execution.error) == (True, None)
+
+
+def test_late_data_asks_a_person_again_but_not_for_data_that_is_there() -> None:
+    """What they approved was another thing; a datum is what it is, and time that has passed has passed."""
+    execution = start(
+        LATE,
+        step("b"),
+        {"name": "otp", "data": "otp"},
+        {"name": "nap", "sleep": "1s"},
+        {"name": "approve", "decision": {"input": ["${steps.late}", "${steps.otp}"]}},
+        step("c"),
+    )
+    succeed(execution, "b")
+    provide(execution, "otp", 1)
+    execution.timer("nap", 5)
+    decide(execution, "approve", approve=True)
+    provide(execution, "coupon", 7)
+    succeed(execution, "c", "b#2")
+    assert [each.name for each in execution.waiting] == ["approve#2"]
+    assert execution.waits["approve#2"].call.input == [7, 1]
+    decide(execution, "approve#2", approve=True)
+    succeed(execution, "c#2")
+    assert (execution.done, execution.error) == (True, None)
+
+
+def test_a_way_that_late_data_opens_is_gone_to_its_end() -> None:
+    """What was skipped before runs then, waits included."""
+    execution = start(
+        LATE,
+        {"name": "way", "when": "steps.late == null", "steps": [step("a")], "else": [{"name": "pin", "data": "pin"}]},
+        step("z", body=["${steps.a}", "${steps.pin}"]),
+    )
+    succeed(execution, "a", "z")
+    assert execution.done
+    again = start(
+        LATE,
+        {"name": "way", "when": "steps.late == null", "steps": [step("a")], "else": [{"name": "pin", "data": "pin"}]},
+        step("z", body=["${steps.a}", "${steps.pin}"]),
+    )
+    succeed(again, "a")
+    provide(again, "coupon", 7)
+    succeed(again, "z")
+    assert [each.name for each in again.waiting] == ["pin#2"]
+    provide(again, "pin", 9)
+    assert sent(again, "z#2").body == [None, 9]
+
+
 def test_data_that_is_left_out_by_a_condition_is_never_taken() -> None:
     """Its step is skipped once, and what comes after it goes on."""
     left_out = {**LATE, "when": "false"}
