@@ -32,7 +32,6 @@ from typing import Any, Final
 from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait, moment, run_id
 from coordinator.errors import CoordinatorError, IdConflict, IllegalState, Internal, Stopping, UnknownCommand
 from coordinator.logs import get_logger
-from coordinator.logs import get_logger
 from coordinator.model.command import FINAL, Operation
 from coordinator.model.ids import partition_of
 from coordinator.model.records import SCHEMA, Schedule
