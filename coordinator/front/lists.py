@@ -25,14 +25,13 @@ from coordinator.engine.asleep import Sleeper, unpacked
 from coordinator.engine.state import Command
 from coordinator.errors import InvalidPayload
 from coordinator.front.base import Base
-from coordinator.model.command import CommandView, State
+from coordinator.model.command import FINAL, CommandView, State
 from coordinator.model.ids import CommandId, partition_of
 from coordinator.transport.base import CommandPage, Gathered
 from coordinator.view import has_attributes, matches
 
 LIST_MAX: Final = 1000
 SLICE_S: Final = 0.004
-SHOWN_PER_SLICE: Final = 32  # ended commands, each of which is folded from its records
 
 _MAY_BE_PARKED: Final = (State.DEAD_LETTER, State.PAUSED)  # the states in which something may be parked
 Entry = tuple[int, CommandId, Command | bytes]  # of `Engine.entries`
@@ -96,9 +95,11 @@ class Lists(Base):
         before = parse_cursor(cursor)
         here = frozenset(lane.partition for lane in self.acting_lanes())
         wanted, slices = Wanted(state, type, attributes), Slices()
-        live = await self._live(wanted, before, limit + 1, slices)
-        ended = await self._ended(wanted, before, limit + 1, here, slices)
-        found = dict((*ended, *live))  # in both: it was opened again, or has just ended
+        found: dict[Place, CommandView] = {}
+        if state not in FINAL:
+            found |= await self._live(wanted, before, limit + 1, slices)
+        if state is None or state in FINAL:
+            found |= await self._ended(wanted, before, limit + 1, here, slices)  # in both: it has just ended
         places = sorted(found, reverse=True)
         page = places[:limit]
         next_cursor = make_cursor(*page[-1]) if len(places) > limit else None
@@ -129,20 +130,22 @@ class Lists(Base):
         """The newest ``count`` that have ended in the partitions ``here``, below ``before``."""
         found: list[tuple[Place, CommandView]] = []
         while len(found) < count:
-            await slices.next()
-            ask = min(count - len(found), SHOWN_PER_SLICE)
-            rows = self.view.newest(
+            rows = await self.view.newest(
                 state=wanted.state,
                 type=wanted.type,
                 attributes=wanted.attributes,
-                limit=ask,
+                limit=count,
                 before=before,
                 partitions=here,
             )
-            found += [((at, view.id), view) for at, view in rows if not self.engine.has(CommandId(view.id))]
-            if len(rows) < ask:
+            for row in rows:
+                if slices.over():
+                    await slices.next()
+                if not self.engine.has(CommandId(row.id)):  # else it was opened again
+                    found.append(((row.at, row.id), self.view.shown(row)))
+            if len(rows) < count:
                 break
-            before = (rows[-1][0], rows[-1][1].id)
+            before = (rows[-1].at, rows[-1].id)
         return found
 
     def _look_at(self, id: str) -> Command | None:
