@@ -360,7 +360,7 @@ class Embedded(Kept):
         """Gives up when, for a while of real time, nothing has moved and time has not passed."""
         still: tuple[int, str] | None = None
         while True:
-            view = await self._ask(lambda front: front.get(id, round(self.patience_s * 1000)))
+            view = await self._ask(lambda front: front.get(id, round(self.patience_s * 500)))
             if view.state in FINAL:
                 return view
             now = (clock.now(), view.position)

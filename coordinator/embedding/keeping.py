@@ -4,7 +4,7 @@ A *keeper* task brings up the next life whenever one ends.  A request that was u
 client does that lost its connection: submissions by their id, data by their signal id; where a request of another kind
 is no longer legal the second time, its first time had arrived.
 
-What a test's script did not expect (`mistake`) is raised by whatever the test asks next, or is waiting for.
+What a test's script did not expect (`mistake`) is raised by whatever the test waits for, or asks from then on.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Kept:
         self._latest: Life | None = None  # which may only be on its way
         self._turned = asyncio.Event()  # look again: a life has begun, or there will be none any more
         self._failed: Exception | None = None
-        self._mistakes: list[Exception] = []
-        self._mistaken = asyncio.Event()
+        self._mistaken: asyncio.Future[Exception]  # what a script did not expect, if it has happened
+        self._told = False  # of that, by raising it
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------ life
@@ -84,6 +84,7 @@ class Kept:
         if self._state != "new":
             raise RuntimeError("an embedded coordinator is entered once; make another one")
         self._state = "open"
+        self._mistaken = asyncio.get_running_loop().create_future()
         async with contextlib.AsyncExitStack() as stack:
             keeper = asyncio.create_task(self._keep(self._setup(stack)), name=f"{self._name}-keeper")
             stack.push_async_exit(partial(self._end, keeper))
@@ -99,7 +100,7 @@ class Kept:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
-        if kind is None:
+        if kind is None and not self._told:
             self._check_mistakes()
 
     def _setup(self, stack: contextlib.AsyncExitStack) -> Setup:
@@ -149,23 +150,23 @@ class Kept:
         self._state = "closed"
         keeper.cancel()
         await asyncio.wait([keeper])
-        if self._latest is not None and self._failed is None:
-            if kind is None and self._clock is None and self._life is not None:
-                await self._latest.close(self._drain_ms)
+        life, self._life = self._life, None
+        if life is not None and not life.over.done() and kind is None and self._clock is None:
+            await life.close(self._drain_ms)
+        elif self._latest is not None:
             await self._latest.bury()
-        self._life = None
         self._turned.set()
 
     async def _living(self, before: Life | None = None) -> Life:
         """The present life, or the next one after ``before``."""
+        if self._state == "new":
+            raise Starting("this coordinator has not begun: use it inside `async with`")
         while True:
+            if self._state == "closed":
+                raise Stopping("this coordinator has ended: its `async with` is left")
             self._check_mistakes()
             if self._failed is not None:
                 raise LogCorrupt(f"this coordinator has stopped: {self._failed}") from self._failed
-            if self._state == "new":
-                raise Starting("this coordinator has not begun: use it inside `async with`")
-            if self._state == "closed":
-                raise Stopping("this coordinator has ended: its `async with` is left")
             life = self._life
             if life is not None and life is not before and not life.over.done():
                 return life
@@ -206,8 +207,7 @@ class Kept:
 
     async def _answered(self, life: Life, asked: Awaitable[T]) -> T:
         """What a life answers; raises `Over` if it ends first, and the mistakes of scripts."""
-        answer = asyncio.ensure_future(asked)
-        mistaken = asyncio.ensure_future(self._mistaken.wait())
+        answer, mistaken = asyncio.ensure_future(asked), self._mistaken
         try:
             first: list[asyncio.Future[Any]] = [answer, life.over, mistaken]
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -217,10 +217,8 @@ class Kept:
                 self._check_mistakes()
             return answer.result()
         finally:
-            mistaken.cancel()
-            if not answer.done():
-                answer.cancel()
-            await asyncio.wait([answer, mistaken])
+            answer.cancel()
+            await asyncio.wait([answer])
             if not answer.cancelled():
                 answer.exception()  # nobody else is to be told of it
 
@@ -301,18 +299,16 @@ class Kept:
         self.calls.append(call)
 
     def mistake(self, error: Exception) -> None:
-        """Something happened that a script did not expect: whoever looks next is told."""
-        self._mistakes.append(error)
-        self._mistaken.set()
+        """Something happened that a script did not expect: from now on, whoever waits or asks is told."""
+        if self._mistaken.done():
+            self._mistaken.result().add_note(f"and then: {error}")
+        else:
+            self._mistaken.set_result(error)
 
     def _check_mistakes(self) -> None:
-        if self._mistakes:
-            self._mistaken.clear()
-            first, *others = self._mistakes
-            self._mistakes = []
-            for other in others:
-                first.add_note(f"and then: {other}")
-            raise first
+        if self._mistaken.done():
+            self._told = True
+            raise self._mistaken.result()
 
 
 @contextlib.contextmanager

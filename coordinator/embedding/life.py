@@ -182,7 +182,7 @@ class Life:
             instance=f"{setup.name}-{number}",
             address="",
             append_timeout_ms=APPEND_TIMEOUT_MS,
-            probe=_nobody_else,
+            probe=_lives,
             group_name=setup.name,
         )
         self.pipeline.life = self
@@ -191,6 +191,7 @@ class Life:
         self.front.scheduling = self.scheduling = EmbeddedScheduling(self.pipeline, self.front)
         self.scheduling.still = setup.clock is not None
         self._ready = asyncio.Event()
+        self._viewed = False
         self._main: asyncio.Task[None] | None = None
         if isinstance(log, MortalLog):
             log.on_crash = self.die
@@ -201,6 +202,7 @@ class Life:
         """Returns when it accepts work, or has ended already; raises StartupError, CorruptLog among them."""
         await self.log.open()
         self.view.open()
+        self._viewed = True
         self._main = main = asyncio.create_task(self.pipeline.run(), name="embedded-lanes")
         self.scheduling.start()
         ready = asyncio.ensure_future(self._ready.wait())
@@ -236,7 +238,7 @@ class Life:
         """Releases what a dead process would have released by itself."""
         self.die()
         await self._stop()
-        with contextlib.suppress(AttributeError):  # it was never opened
+        if self._viewed:
             await self.view.abandon()
         await self.log.close()
 
@@ -297,6 +299,10 @@ class Life:
         return True
 
 
-async def _nobody_else(address: str, instance: str) -> bool:
-    """Whether whoever fenced us lives: two processes on one directory are told apart by its lock, so it is dead."""
-    return False
+async def _lives(address: str, instance: str) -> bool:
+    """Whether whoever fenced us lives: an embedded one does not, since the lock on the directory is ours."""
+    if not address:
+        return False
+    from coordinator.server.transports import probe  # a daemon: here all of its transports are imported
+
+    return await probe(address, instance)

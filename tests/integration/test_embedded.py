@@ -357,6 +357,17 @@ async def test_what_is_not_scripted_fails_the_test() -> None:
             await c.run(PlaceOrder("o-1"))
 
 
+async def test_all_who_wait_are_told_of_a_mistake() -> None:
+    """Nobody waits on for what will not come, and the test cannot go on as if nothing were wrong."""
+    async with coordinator.embedded(app, clock=FakeClock(NINE)) as c:
+        orders = (c.run(PlaceOrder(f"o-{number}")) for number in range(3))
+        told = await asyncio.gather(*orders, return_exceptions=True)
+        assert [type(each) for each in told] == [coordinator.Unscripted] * 3
+        with pytest.raises(coordinator.Unscripted):
+            await c.settled()
+        assert len(c.calls) == 3
+
+
 async def test_what_is_not_scripted_fails_at_the_latest_on_leaving() -> None:
     """Also where the test never looks again."""
 
