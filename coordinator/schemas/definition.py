@@ -125,7 +125,7 @@ def _values() -> Schema:
             "not": {"type": "string", "pattern": patterns.whole(patterns.durations(0, 0))},
             "errorMessage": "a duration longer than 0 is needed",
         },
-        "condition": {"type": ["string", "null"], "examples": ["payload.amount > 1000"]},
+        "condition": {"type": ["string", "null"], "pattern": "\\S", "examples": ["payload.amount > 1000"]},
     }
 
 
