@@ -301,6 +301,8 @@ async def test_a_command_waits_for_data_and_a_person(client: Any, ids: Callable[
     await client.decide(id, "approve", approve=True, by="ann", comment="known", roles=["manager"])
     ended = await client.wait(id, "20s")
     assert (ended.state, ended.result, ended.waiting_for, ended.revision) == ("completed", {"code": 123456}, [], 1)
+    again = await client.provide(id, "otp", {"code": 123456}, signal_id="sent-once", by="customer")
+    assert again == ended
     decided = ended.step("approve").outcome
     assert (decided["approve"], decided["by"], decided["comment"]) == (True, "ann", "known")
     with pytest.raises(api.IllegalState) as late:
@@ -311,10 +313,73 @@ async def test_a_command_waits_for_data_and_a_person(client: Any, ids: Callable[
     assert [(record["name"], record["by"]) for record in signals] == [("otp", "customer"), ("approve", "ann")]
 
 
+class Relay:
+    """Stands between client and daemon.  ``cut``: the daemon's next answer is lost, and the connection with it."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.cut = False
+        self.cuts = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_daemon, to_daemon = await asyncio.open_connection("127.0.0.1", self._to)
+        asked = asyncio.ensure_future(self._pass(reader, to_daemon))
+        while (data := await from_daemon.read(65_536)) and not self.cut:
+            writer.write(data)
+        if data:
+            self.cut, self.cuts = False, self.cuts + 1
+        asked.cancel()
+        for end in (writer, to_daemon):
+            end.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+async def test_what_was_done_though_the_answer_was_lost_is_done_once(
+    daemon: Daemon, ids: Callable[[], str], scheme: str
+) -> None:
+    """Data, a decision and a schedule's end, whose connection breaks behind them: each call is a success, each is done
+    once; somebody else's decision is no success."""
+    id, other, name = ids(), ids(), f"nightly-{ids()}"
+    relay = Relay(daemon.ports[scheme])
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    address = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, AsyncClient(address) as client, AsyncClient(daemon.tcp) as direct:
+        for each in (id, other):
+            await direct.submit(definition=PAYMENT, payload={"amount": 1}, id=each)
+            await direct.provide(each, "otp", 1, signal_id="first")
+            await waits_for(direct, each, "approve")
+        await direct.put_schedule(name, {"cron": "0 3 * * *", "command": {"definition": ORDER}})
+
+        async def lost(call: Callable[[], Any]) -> Any:
+            await client.get(id)  # there is a connection, which then breaks
+            relay.cut = True
+            return await call()
+
+        await lost(lambda: client.provide(id, "otp", 2))
+        await lost(lambda: client.decide(id, "approve", approve=True, by="ann", roles=["manager"]))
+        await lost(lambda: client.delete_schedule(name))
+        await direct.decide(other, "approve", approve=True, by="bob", roles=["manager"])
+        with pytest.raises(api.IllegalState):
+            await lost(lambda: client.decide(other, "approve", approve=True, by="ann", roles=["manager"]))
+        assert relay.cuts == 4
+        assert (await direct.wait(id, "20s")).result == 1
+        signals = [record for record in await direct.history(id) if record["kind"] == "Signal"]
+        assert [(record["name"], record["value"]) for record in signals] == [
+            ("otp", 1),
+            ("otp", 2),
+            ("approve", {"approve": True, "comment": ""}),
+        ]
+
+
 async def waits_for(client: Any, id: str, name: str) -> None:
     """Returns once the command waits for that alone."""
-    while (await client.get(id)).waiting_for != [name]:
-        pass
+    while (view := await client.get(id)).waiting_for != [name]:
+        assert view.state in ("running", "waiting"), view
 
 
 async def test_what_nobody_waits_for_is_refused(client: Any, ids: Callable[[], str]) -> None:

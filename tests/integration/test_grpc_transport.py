@@ -32,6 +32,17 @@ ORDER = {
     ],
     "result": "${payload.n}",
 }
+PAYMENT = {
+    "name": "payment",
+    "version": 1,
+    "steps": [
+        {"name": "otp", "data": "otp"},
+        {"name": "approve", "decision": {"input": "${payload}", "roles": ["manager"]}},
+        {"name": "charge", "service": "stock", "path": "/charge", "undo": {"path": "/refund"}},
+        {"name": "settle", "service": "stock", "path": "/settle"},
+    ],
+    "result": "${steps.otp}",
+}
 BIG = (1 << 64) - 1
 
 
@@ -143,6 +154,7 @@ async def test_errors_have_the_codes_of_the_other_transports(stub: Any, channel:
         (stub.Control(control), (status.FAILED_PRECONDITION, "illegal_state")),
         (stub.Control(pb.ControlRequest(id="c-1")), (status.INVALID_ARGUMENT, "invalid_payload")),
         (stub.Requeue(pb.RequeueRequest(id="c-1", step="charge")), (status.FAILED_PRECONDITION, "illegal_state")),
+        (stub.Resolve(pb.ResolveRequest(id="c-1", step="charge")), (status.FAILED_PRECONDITION, "illegal_state")),
         (stub.SetBreaker(pb.SetBreakerRequest(service="x", state="open")), (status.NOT_FOUND, "unknown_service")),
         (stub.GetDefinition(pb.DefinitionId(name="x")), (status.NOT_FOUND, "unknown_definition")),
         (stub.Watch(pb.WatchRequest(id="nope")).read(), (status.NOT_FOUND, "unknown_command")),
@@ -153,6 +165,94 @@ async def test_errors_have_the_codes_of_the_other_transports(stub: Any, channel:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await unwell(b"x" * 10_000_000)
     assert raised.value.code() is status.RESOURCE_EXHAUSTED
+
+
+async def waits_for(stub: Any, id: str, name: str) -> None:
+    """Returns once the command waits for that alone."""
+    while list((command := await stub.Get(pb.GetRequest(id=id))).waiting_for) != [name]:
+        assert command.state in ("running", "waiting"), command
+
+
+async def test_data_decisions_and_work_done_by_hand(stub: Any, stock: Service) -> None:
+    """A payment that waits for data and a person, fails, and whose undo is taken for done: every refusal on the way."""
+    status = grpc.StatusCode
+    paid = pb.Submission(id="p-1", definition_json=msgspec.json.encode(PAYMENT), payload_json=str(BIG).encode())
+    stock.answers["/settle"], stock.answers["/refund"] = [409], [400]
+    await stub.Submit(pb.SubmitRequest(submission=paid))
+    await waits_for(stub, "p-1", "otp")
+    approve = {"id": "p-1", "step": "approve", "approve": True, "by": "ann", "roles": ["manager"]}
+    otp = {"id": "p-1", "name": "otp", "value_json": str(BIG).encode(), "by": "customer"}
+    for call, expected in [
+        (stub.Provide(pb.ProvideRequest(**otp | {"name": "colour"})), (status.NOT_FOUND, "unknown_step")),
+        (stub.Provide(pb.ProvideRequest(**otp | {"id": "nope"})), (status.NOT_FOUND, "unknown_command")),
+        (stub.Provide(pb.ProvideRequest(**otp | {"name": ""})), (status.INVALID_ARGUMENT, "invalid_payload")),
+        (stub.Provide(pb.ProvideRequest(**otp | {"value_json": b"{"})), (status.INVALID_ARGUMENT, "malformed")),
+        (stub.Decide(pb.DecideRequest(**approve)), (status.FAILED_PRECONDITION, "illegal_state")),
+    ]:
+        code, error = await refused(call)
+        assert (code, error.code) == expected
+    await stub.Provide(pb.ProvideRequest(**otp, signal_id="s-1"))
+    await waits_for(stub, "p-1", "approve")
+    [pending] = msgspec.json.decode((await stub.Decisions(pb.Empty())).json)
+    assert (pending["command_id"], pending["step"], pending["input"], pending["roles"]) == (
+        "p-1",
+        "approve",
+        BIG,
+        ["manager"],
+    )
+    code, error = await refused(stub.Decide(pb.DecideRequest(**approve | {"roles": []})))
+    assert (code, error.code) == (status.PERMISSION_DENIED, "forbidden")
+    assert msgspec.json.decode(error.extra_json)["roles"] == ["manager"]
+    del approve["approve"]
+    code, error = await refused(stub.Decide(pb.DecideRequest(**approve)))
+    assert (code, error.code) == (status.INVALID_ARGUMENT, "invalid_payload")
+    await stub.Decide(pb.DecideRequest(**approve, approve=True))
+    code, error = await refused(stub.Decide(pb.DecideRequest(**approve, approve=False)))
+    assert (code, msgspec.json.decode(error.extra_json)["decided"]["by"]) == (status.FAILED_PRECONDITION, "ann")
+
+    while (await stub.Get(pb.GetRequest(id="p-1"))).state != "dead_letter":
+        pass
+    code, error = await refused(stub.Resolve(pb.ResolveRequest(id="p-1", step="")))
+    assert (code, error.code) == (status.INVALID_ARGUMENT, "invalid_payload")
+    code, error = await refused(stub.Control(pb.ControlRequest(id="p-1", operation="resolve")))
+    assert (code, error.code) == (status.INVALID_ARGUMENT, "invalid_payload")
+    await stub.Resolve(pb.ResolveRequest(id="p-1", step="charge", reason="by telephone", by="ann"))
+    ended = await stub.Get(pb.GetRequest(id="p-1", wait_ms=20_000))
+    assert (ended.state, ended.revision, [step.state for step in ended.steps if step.name == "charge"]) == (
+        "compensated",
+        1,
+        ["undone"],
+    )
+
+
+async def test_a_delay_and_a_schedule(stub: Any, stock: Service) -> None:
+    """A command that begins later, and one that the clock submits."""
+    await stub.Submit(submit("later", wait_ms=0, delay="1h"))
+    await waits_for(stub, "later", "start")
+    code, error = await refused(stub.Submit(submit("never", delay="soon")))
+    assert (code, error.code) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_payload")
+    content = {"cron": "0 3 * * *", "command": {"definition": ORDER, "payload": {"n": 1}}}
+    put = pb.PutScheduleRequest(name="nightly", schedule_json=msgspec.json.encode(content), by="ann")
+    shown = msgspec.json.decode((await stub.PutSchedule(put)).json)
+    assert (shown["spec"], shown["state"], shown["by"]) == (content, "active", "ann")
+    assert msgspec.json.decode((await stub.GetSchedule(pb.ScheduleName(name="nightly"))).json) == shown
+    assert msgspec.json.decode((await stub.ListSchedules(pb.Empty())).json) == [shown]
+    for action, state in (("pause", "paused"), ("pause", "paused"), ("resume", "active"), ("delete", "deleted")):
+        control = pb.ControlScheduleRequest(name="nightly", action=action, reason="audit", by="bob")
+        assert msgspec.json.decode((await stub.ControlSchedule(control)).json)["state"] == state
+    status = grpc.StatusCode
+    empty = pb.PutScheduleRequest(name="nightly", schedule_json=b"{}")
+    for call, expected in [
+        (stub.GetSchedule(pb.ScheduleName(name="nightly")), (status.NOT_FOUND, "unknown_schedule")),
+        (stub.PutSchedule(empty), (status.INVALID_ARGUMENT, "invalid_payload")),
+        (stub.PutSchedule(pb.PutScheduleRequest(name="nightly")), (status.INVALID_ARGUMENT, "invalid_payload")),
+        (
+            stub.ControlSchedule(pb.ControlScheduleRequest(name="nightly", action="stop")),
+            (status.INVALID_ARGUMENT, "invalid_payload"),
+        ),
+    ]:
+        code, error = await refused(call)
+        assert (code, error.code) == expected
 
 
 async def test_a_deadline_bounds_the_wait(stub: Any, stock: Service) -> None:

@@ -118,6 +118,41 @@ async def test_a_command_is_told_from_acceptance_to_its_end(daemon: Daemon, stoc
     assert len(stock.arrivals) == 4
 
 
+async def test_data_and_a_decision_are_requests_like_any_other(daemon: Daemon) -> None:
+    """As the document has them: params that may be left out are, and every refusal has its code and members."""
+    await asyncio.to_thread(daemon.start)
+    asks = {"name": "approve", "decision": {"roles": ["manager"]}}
+    definition = {"name": "asks", "version": 1, "steps": [{"name": "otp", "data": "otp"}, asks]}
+    async with connected(daemon) as raw:
+
+        async def asked(operation: str, **params: Any) -> Any:
+            raw.send([2, 9, operation, None, params])
+            answer = await raw.read()
+            return answer[2] if answer[0] == 8 else (answer[2], answer[7])
+
+        async def waits_for(name: str) -> None:
+            while (view := await asked("get", id="c-1"))["waiting_for"] != [name]:
+                assert view["state"] in ("running", "waiting"), view
+
+        raw.send([1, 1, "accepted", None, {"id": "c-1", "definition": definition, "delay": "1ms"}])
+        assert (await raw.read())[0] == 4
+        await waits_for("otp")
+        assert (await asked("provide", id="c-1", name="colour", value=1))[0] == "unknown_step"
+        assert (await asked("provide", id="c-1", name="otp", value=None))["id"] == "c-1"
+        await waits_for("approve")
+        assert [each["command_id"] for each in await asked("decisions")] == ["c-1"]
+        code, extra = await asked("decide", id="c-1", step="approve", approve=True)
+        assert (code, extra["roles"]) == ("forbidden", ["manager"])
+        await asked("decide", id="c-1", step="approve", approve=True, by="ann", roles=["manager", "clerk"])
+        code, extra = await asked("decide", id="c-1", step="approve", approve=True, by="ann", roles=["manager"])
+        assert (code, extra["decided"]["by"]) == ("illegal_state", "ann")
+        view = await asked("get", id="c-1", wait_ms=20_000)
+        assert (view["state"], view["revision"], view["waiting_for"]) == ("completed", 1, [])
+        assert (await asked("resolve", id="c-1", step="approve"))[0] == "illegal_state"
+        assert (await asked("schedule", name="nope"))[0] == "unknown_schedule"
+        assert await asked("schedules") == []
+
+
 async def test_wrong_input_gets_what_the_vectors_promise_and_hurts_nobody(daemon: Daemon) -> None:
     """Every invalid vector is answered as written, while another client's connection goes on undisturbed."""
     await asyncio.to_thread(daemon.start)

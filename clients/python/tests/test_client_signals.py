@@ -92,34 +92,6 @@ async def test_data_whose_answer_was_lost_is_sent_again_under_the_same_id(
     assert first.seen[0][4] == second.seen[-1][4]
 
 
-async def test_data_that_ended_the_command_is_no_conflict_the_second_time(tcp: Any, view: dict[str, Any]) -> None:
-    """The lost answer was a success; the command has ended by the time of the second: its history has our datum."""
-    lost = Lost()
-
-    async def tells(peer: Any) -> None:
-        await peer.greet()
-        peer.send(refused((await peer.read())[1], "illegal_state", legal_states=["waiting"]))
-        asked = await peer.read()
-        assert asked[2] == "history"
-        mine = {"kind": "Signal", "name": "otp", "signal_id": lost.seen[0][4]["signal_id"], "value": "123"}
-        peer.send([8, asked[1], [{"kind": "Submitted"}, mine], False])
-        peer.send([8, (await peer.read())[1], view, False])
-
-    tcp.play(lost, tells)
-    async with AsyncClient(tcp.url, retry=QUICK) as client:
-        assert (await client.provide("c-1", "otp", "123")).ok
-
-
-async def test_data_for_a_command_that_ended_without_it_is_refused(tcp: Any) -> None:
-    """Another datum of that name is not ours."""
-    foreign = {"kind": "Signal", "name": "otp", "signal_id": "theirs", "value": "123"}
-    tcp.play(Lost(), Answers(no("illegal_state"), [foreign]))
-    async with AsyncClient(tcp.url, retry=QUICK) as client:
-        with pytest.raises(IllegalState) as caught:
-            await client.provide("c-1", "otp", "123")
-    assert caught.value.command_id == "c-1"
-
-
 async def test_data_that_is_no_json_is_found_here(tcp: Any) -> None:
     """With its path; nothing is sent."""
     async with AsyncClient(tcp.url) as client:

@@ -25,7 +25,6 @@ from coordinator_client.endpoint import Progress
 from coordinator_client.errors import (
     ConnectionLost,
     CoordinatorError,
-    IllegalState,
     Refused,
     UnknownSchedule,
     WaitTimeout,
@@ -333,21 +332,12 @@ class AsyncClient:
         """Hands a command the data that it waits for under ``name``, or will wait for; any JSON value.
 
         It is delivered once, also where this call had to be repeated.  ``signal_id``, made here by default, keeps that
-        true across your own restarts: the same one again changes nothing.  Raises UnknownStep where the command waits
-        for nothing of that name ever, IllegalState where it has ended.
+        true across your own restarts: the same one again changes nothing, whatever has become of the command.  Raises
+        UnknownStep where the command waits for nothing of that name ever, IllegalState where it has ended.
         """
         signal_id = signal_id or new_signal_id()
         params = {"id": id, "name": name, "value": json_value(value, "$.value"), "signal_id": signal_id, "by": by}
-
-        async def settle(refused: Refused) -> Any:
-            """The command may have ended by what the lost attempt delivered."""
-            if not isinstance(refused, IllegalState) or not any(
-                record.get("signal_id") == signal_id for record in await self.history(id)
-            ):
-                raise refused
-            return await self._request("get", {"id": id, "wait_ms": 0})
-
-        return command_of(await self._request("provide", params, settle=settle))
+        return command_of(await self._request("provide", params))
 
     async def decide(
         self, id: str, step: str, *, approve: bool, by: str = "", comment: str = "", roles: Collection[str] = ()
