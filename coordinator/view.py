@@ -498,9 +498,11 @@ class View:
         await self.flush()
         if self._timer is not None:
             self._timer.cancel()
-        self._aside.shutdown(wait=True)
-        self._searching.shutdown(wait=True)
-        self._thread.shutdown(wait=True)
+        self._release()
+
+    def _release(self) -> None:
+        for threads in (self._aside, self._searching, self._thread):
+            threads.shutdown(wait=True)
         self._writer.close()
         self._reader.close()
 

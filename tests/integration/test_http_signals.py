@@ -113,6 +113,8 @@ async def test_a_signal_id_counts_once_by_header_or_query(client: httpx.AsyncCli
         ("otp", b'"' + b"x" * (1 << 20) + b'"', (413, "too_large", ["$"])),
         ("otp?signal_id=", b"1", (422, "invalid_payload", ["?signal_id"])),
         ("otp?signal_id=a%0Ab", b"1", (422, "invalid_payload", ["?signal_id"])),
+        ("otp?by=a%0Ab", b"1", (422, "invalid_payload", ["?by"])),
+        ("otp?by=" + "x" * 201, b"1", (422, "invalid_payload", ["?by"])),
         ("otp?signal=a", b"1", (422, "invalid_payload", ["?signal"])),
         ("a%00b", b"1", (422, "invalid_payload", ["name"])),
         ("x" * 201, b"1", (422, "invalid_payload", ["name"])),
@@ -275,6 +277,14 @@ async def test_who_was_not_handed_the_url_learns_nothing(client: httpx.AsyncClie
     assert (await client.get(path)).json()["waiting_for"] == ["paid"]
 
 
+async def test_a_callback_that_comes_too_late_is_told_so(client: httpx.AsyncClient, stock: Service) -> None:
+    """409 for who has the right token: the command was aborted, and is no secret to them."""
+    path, url = await callback_url(client, stock)
+    await client.post(f"{path}/abort")
+    assert refused(await client.post(url, json=1)) == (409, "illegal_state", [])
+    assert refused(await client.post(url[:-2] + "xx", json=1)) == (404, "unknown_command", [])
+
+
 @pytest.mark.parametrize(
     ("media", "body", "expected"),
     [
@@ -285,6 +295,7 @@ async def test_who_was_not_handed_the_url_learns_nothing(client: httpx.AsyncClie
         ("text/plain", b"\xff", (400, "malformed", ["$"])),
         ("application/json", b'{"n": 18446744073709551616}', (422, "invalid_payload", ["$.n"])),
         ("text/plain", b"x" * ((1 << 20) + 1), (413, "too_large", ["$"])),
+        ("multipart/form-data; boundary=x", b"--x--", (415, "unsupported_media_type", [])),
     ],
 )
 async def test_a_callback_that_cannot_be_read_is_refused_and_may_come_again(

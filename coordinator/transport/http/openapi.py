@@ -92,7 +92,7 @@ def _query_parameter(query: Query) -> dict[str, Any]:
     schema: dict[str, Any]
     match query.kind:
         case Kind.TEXT:
-            schema = {"type": "string"}
+            schema = {"type": "string"} | ({"maxLength": query.longest} if query.longest else {})
         case Kind.DURATION:
             schema = {"type": "string", "pattern": r"^\d{1,9}(\.\d{1,6})?(ms|s|m|h|d)$"}
         case Kind.INTEGER:

@@ -9,6 +9,7 @@ any character that `model.ids` allows, and an encoded slash cannot move a reques
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from http import HTTPStatus
@@ -33,6 +34,7 @@ HTML: Final = "text/html"
 FORM: Final = "application/x-www-form-urlencoded"
 PROBLEM: Final = "application/problem+json"
 FIELDS_MAX: Final = 100  # of a query, or of a form
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Kind(Enum):
@@ -47,7 +49,8 @@ class Kind(Enum):
 
 
 class Query(Struct, frozen=True, kw_only=True):
-    """One query parameter; ``among`` lists what is allowed, ``low`` and ``high`` bound an integer."""
+    """One query parameter; ``among`` lists what is allowed, ``low`` and ``high`` bound an integer, ``longest`` a text,
+    which then has no control characters either."""
 
     name: str
     doc: str
@@ -57,6 +60,7 @@ class Query(Struct, frozen=True, kw_only=True):
     among: tuple[str, ...] = ()
     low: int = 0
     high: int = 0
+    longest: int = 0
 
     def read(self, text: str) -> Any:
         """The value of ``text``; raises InvalidPayload at ``?name``."""
@@ -77,6 +81,8 @@ class Query(Struct, frozen=True, kw_only=True):
             case Kind.TEXT | Kind.MAP | Kind.ALL:
                 if self.among and text not in self.among:
                     raise self._fault(f"one of {', '.join(self.among)}, not {text!r}")
+                if self.longest and (len(text) > self.longest or _CONTROL.search(text)):
+                    raise self._fault(f"at most {self.longest} characters, none of them a control character")
                 return text
 
     def _fault(self, fault: str) -> InvalidPayload:

@@ -105,7 +105,7 @@ ROUTES: Final = (
         handler=delete_schedule,
         summary="Delete a schedule; a run that has begun goes on.",
         tag="schedules",
-        query=(Query(name="reason", default="", doc="Why, for the record."), BY),
+        query=(Query(name="reason", default="", longest=2000, doc="Why, for the record."), BY),
         replies=_SCHEDULE,
         errors=(UnknownSchedule, IllegalState, *DURABLE),
     ),

@@ -54,7 +54,7 @@ def lacking(incomplete: tuple[int, ...]) -> Headers:
     return [(b"coordinator-incomplete", ",".join(map(str, incomplete)).encode())] if incomplete else []
 
 
-BY: Final = Query(name="by", default="", doc="Who asks, for the record.")
+BY: Final = Query(name="by", default="", longest=200, doc="Who asks, for the record.")
 INCOMPLETE: Final = {"Coordinator-Incomplete": "Partitions of which something may be missing at present, as in 3,5."}
 COMMAND: Final = Reply("The command.", type=CommandView)
 CHANGED: Final = Reply("The command, once the request is durable.", type=CommandView)

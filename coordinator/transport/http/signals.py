@@ -9,6 +9,7 @@ answer.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -26,8 +27,9 @@ from coordinator.errors import (
     UnknownStep,
 )
 from coordinator.transport.http.exchange import NAME_RULE, Answer, Request, json, name_at
+from coordinator.transport.http.problem import HttpError
 from coordinator.transport.http.routing import FORM, PLAIN, Kind, Query, Reply, Route, pairs
-from coordinator.transport.http.shared import CHANGED, CONTROLLED, DURABLE, GATHERED, Resources, gathered
+from coordinator.transport.http.shared import BY, CHANGED, CONTROLLED, DURABLE, GATHERED, Resources, gathered
 from coordinator.transport.json_input import VALUE_NESTING_MAX, decode
 
 ROLES_MAX: Final = 100
@@ -115,8 +117,14 @@ def value_of(media: str, body: bytes) -> Any:
     """The value that a service's body stands for, by its media type; raises Malformed or InvalidPayload with the path.
 
     ``text/…``: the text.  A form: an object of strings; but one that begins as only JSON does is JSON whose sender did
-    not say so (``curl -d``).  Anything else is JSON, and no body is null.
+    not say so (``curl -d``).  Anything else is JSON, and no body is null.  HttpError (415) for a form in parts.
     """
+    if media.startswith("multipart/"):
+        raise HttpError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            f"a callback is JSON, a form ({FORM}) or text, not {media}",
+        )
     if media.startswith("text/"):
         return _text(body)
     if media == FORM and body.lstrip()[:1] not in (b"{", b"["):
@@ -146,7 +154,7 @@ ROUTES: Final = (
         tag="commands",
         query=(
             Query(name="signal_id", doc=f"Counts once, however often it is sent: {NAME_RULE}."),
-            Query(name="by", default="", doc="Who sends it, for the history."),
+            BY,
         ),
         headers={"Idempotency-Key": "The same as signal_id."},
         body=Any,
