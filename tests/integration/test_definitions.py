@@ -183,6 +183,74 @@ async def test_the_first_to_succeed_goes_on_and_the_losers_are_undone() -> None:
     await everywhere(scenario)
 
 
+async def test_losers_may_keep_what_they_did() -> None:
+    """What was under way is resolved all the same, and nothing of it undone."""
+    order = definition(
+        {"name": "fast", "sleep": "1s"},
+        {"name": "slow", "after": [], "steps": [undoable("a"), undoable("b")]},
+        step("z", after=["fast", "slow"], join="any", losers="keep"),
+    )
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a", "z")
+        c.services["stock"].on("POST", "/b").takes("5s").answers(200)
+        view = await c.run(order, within="1m")
+        assert view.state == "completed"
+        assert effects(c) == {"a": 1, "b": 1, "z": 1}
+
+    await everywhere(scenario)
+
+
+async def test_a_failure_before_the_end_undoes_what_late_data_ran_again() -> None:
+    """Every round that took effect, once, last first, each as its own round was sent."""
+    order = definition(
+        {"name": "coupon", "data": {"optional": True, "reruns": True}},
+        step("price", body="${[steps.coupon]}", undo={"path": "/price/undo", "body": "${[steps.coupon]}"}),
+        {"name": "go", "data": "go"},
+        step("send"),
+    )
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "price")
+        refuses(c, "send")
+        view = await until(c, await c.submit(order), "waiting")
+        await c.provide(view.id, "coupon", 7, signal_id="1")
+        await c.settled()
+        await c.provide(view.id, "go", True, signal_id="2")
+        view = await c.wait(view.id)
+        assert view.state == "compensated"
+        assert [(call.step, call.undo, call.body) for call in c.services["stock"].effects] == [
+            ("price", False, [None]), ("price#2", False, [7]), ("price#2", True, [7]), ("price", True, [None]),
+        ]  # fmt: skip
+
+    await everywhere(scenario)
+
+
+async def test_a_second_round_has_a_callback_of_its_own() -> None:
+    """The address of the first one has been answered, and counts no more."""
+    order = definition(
+        step("a", savepoint=True),
+        step("ask", body="${callback.answer}"),
+        {"name": "answer", "data": "answer"},
+        step("b"),
+    )
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a", "ask")
+        refuses(c, "b")
+        view = await until(c, await c.submit(order), "waiting")
+        await c.callback(c.services["stock"].calls[-1].body, 1)
+        view = await until(c, view, "waiting")
+        first, second = dict.fromkeys(call.body for call in c.services["stock"].calls if call.step.startswith("ask"))
+        await c.callback(first, 1)
+        view = await until(c, view, "waiting")
+        await c.callback(second, 2)
+        view = await c.wait(view.id)
+        assert (view.state, view.steps[-1].outcome) == ("completed", {})
+
+    await everywhere(scenario)
+
+
 async def test_a_savepoint_tries_again_what_came_after_it() -> None:
     """What failed is undone back to it, once; what came before it stays."""
     order = definition(undoable("a", savepoint={"attempts": 2}), undoable("b"), step("c"))
