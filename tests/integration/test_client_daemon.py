@@ -135,7 +135,7 @@ async def test_every_answer_is_the_same_whatever_the_way(client: Any, daemon: Da
     id = ids()
     made = await client.submit(definition=ORDER, payload={"n": 1}, id=id, wait="20s", attributes={"k": id})
     assert (made.state, made.ok, made.final) == ("completed", True, True)
-    await client.put_definition("order", 1, ORDER)
+    await client.put_definition("order", 1, ORDER, by="ann")
     async with AsyncClient(daemon.tcp) as plain:
         other = Awaited(plain)
         for ask in (

@@ -139,6 +139,7 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         await client.pause("c-1", "stock count", "ann")
         await client.requeue("c-1", "charge", input=None)
         await client.requeue("c-1", "charge")
+        await client.requeue("c-1", "charge", input="")
         await client.resolve("c-1", "charge", "refunded", "ann")
         await client.provide("c-1", "otp/2", None, signal_id="s 1", by="ann")
         await client.decide("c-1", "approve#2", approve=False, by="ann", roles=["manager"])
@@ -146,7 +147,7 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         await client.dead_letters()
         await client.services()
         await client.set_breaker("payments", "auto")
-        await client.put_definition("order", 1, {"steps": []})
+        await client.put_definition("order", 1, {"steps": []}, by="ann")
         await client.get_definition("order")
         await client.get_definition("order", 2)
         await client.definitions()
@@ -162,6 +163,7 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         ("POST", "/v1/commands/c-1/pause", {"reason": "stock count", "by": "ann"}),
         ("POST", "/v1/commands/c-1/requeue", {"step": "charge", "input": None}),
         ("POST", "/v1/commands/c-1/requeue", {"step": "charge"}),
+        ("POST", "/v1/commands/c-1/requeue", {"step": "charge", "input": ""}),
         ("POST", "/v1/commands/c-1/resolve", {"step": "charge", "reason": "refunded", "by": "ann"}),
         ("POST", "/v1/commands/c-1/data/otp%2F2?signal_id=s+1&by=ann", None),
         ("POST", "/v1/commands/c-1/decisions/approve%232", {"approve": False, "by": "ann", "roles": ["manager"]}),
@@ -169,7 +171,7 @@ async def test_every_operation_has_its_path(http: Any, view: dict[str, Any]) -> 
         ("GET", "/v1/dead-letters", None),
         ("GET", "/v1/services", None),
         ("POST", "/v1/services/payments/breaker", {"state": "auto"}),
-        ("PUT", "/v1/definitions/order/1", {"steps": []}),
+        ("PUT", "/v1/definitions/order/1?by=ann", {"steps": []}),
         ("GET", "/v1/definitions/order", None),
         ("GET", "/v1/definitions/order/2", None),
         ("GET", "/v1/definitions", None),

@@ -60,8 +60,7 @@ _PATHS = {
 # The parameter that is the body as a whole; what is left is the query then.
 _WHOLE_BODIES = {"put_definition": "content", "put_schedule": "content", "provide": "value"}
 
-# Parameters that HTTP has no place for, or that the path says already; and those whose absence is the empty text.
-_UNSAID = {("put_definition", "by"), ("control_schedule", "action")}
+# Parameters whose absence is the empty text.
 _UNSAID_IF_EMPTY = {"by", "reason", "comment", "signal_id"}
 
 
@@ -103,13 +102,11 @@ class HttpEndpoint:
 
     async def request(self, operation: str, params: dict[str, Any], timeout_s: float) -> Any:
         method, template = _path_of(operation, params)
-        placed = {name: quote(str(value), safe="") for name, value in params.items() if f"{{{name}}}" in template}
+        longest = _PATHS[operation][1]
+        placed = {name: quote(str(value), safe="") for name, value in params.items() if f"{{{name}}}" in longest}
         whole = _WHOLE_BODIES.get(operation)
-        rest = {
-            name: value
-            for name, value in params.items()
-            if name not in placed and name != whole and _is_said(operation, name, value)
-        }
+        left = {name: value for name, value in params.items() if name not in placed and name != whole}
+        rest = {name: value for name, value in left.items() if _is_said(name, value)}
         wait_s = min(rest.pop("wait_ms", 0) / 1000, self._wait_max_s)
         body: Any = msgspec.UNSET
         if whole is not None:
@@ -181,7 +178,7 @@ class HttpEndpoint:
 
 
 def _path_of(operation: str, params: dict[str, Any]) -> tuple[str, str]:
-    """Method and template of the path."""
+    """Method and template of the path, which may be shorter than in the table."""
     method, template = _PATHS[operation]
     match operation, params:
         case "get_definition", {"version": None}:
@@ -192,10 +189,8 @@ def _path_of(operation: str, params: dict[str, Any]) -> tuple[str, str]:
             return method, template
 
 
-def _is_said(operation: str, name: str, value: Any) -> bool:
-    if name == "input":
-        return True
-    return value is not None and (operation, name) not in _UNSAID and not (value == "" and name in _UNSAID_IF_EMPTY)
+def _is_said(name: str, value: Any) -> bool:
+    return name == "input" or (value is not None and not (value == "" and name in _UNSAID_IF_EMPTY))
 
 
 @contextlib.contextmanager
