@@ -240,7 +240,8 @@ class Saga:
 
         ``then``: ``retry`` runs the body again, ``attempts`` times at most, and does as ``exhausted`` says after that;
         ``undo`` raises the failure on, so that the rest is undone as well; ``dead_letter`` stops here until an operator
-        asks for another try (`retry`, or `requeue` of the step ``savepoint:<name>``).
+        asks for another try (`retry`, or `requeue` of the step ``savepoint:<name>``).  A decision against it is no
+        failure that another try mends: Rejected is raised on, whatever is declared.
         """
         tries = 0
         while True:
@@ -248,6 +249,8 @@ class Saga:
             branch = await Start(group, _awaiting(body()))
             try:
                 await Ended(group)
+            except Rejected:
+                raise
             except (StepFailed, CommandFailed) as failed:
                 failure: StepFailed | CommandFailed = failed
             else:

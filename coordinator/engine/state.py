@@ -279,7 +279,7 @@ class Command:
             return State.DEAD_LETTER
         if self.ending:
             return State.COMPENSATING
-        if self.waits:
+        if self.waits or self.started_at is None:
             return State.WAITING
         shown = State.RUNNING
         for work in self.work.values():
