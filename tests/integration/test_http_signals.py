@@ -87,7 +87,7 @@ async def test_any_json_value_is_a_datum(client: httpx.AsyncClient, value: Any) 
 
 
 async def test_a_signal_id_counts_once_by_header_or_query(client: httpx.AsyncClient) -> None:
-    """The second value of one id is as if it had never been sent; header and query are two ways to say the same."""
+    """The second value of one id is as if it had never been sent, after the end too; header and query are one."""
     twice = {"name": "pay", "steps": [{"name": "a", "data": "otp"}, {"name": "b", "data": "otp"}]}
     path = await begun(client, twice, payload=1)
     await client.post(f"{path}/data/otp?signal_id=one", json=1)
@@ -99,6 +99,8 @@ async def test_a_signal_id_counts_once_by_header_or_query(client: httpx.AsyncCli
     await client.post(f"{path}/data/otp?signal_id=two", json=2)
     view = await ended(client, path)
     assert [step["outcome"] for step in view["steps"]] == [1, 2]
+    again = await client.post(f"{path}/data/otp?signal_id=two", json=2)
+    assert (again.status_code, again.json()) == (200, view)
 
 
 @pytest.mark.parametrize(
