@@ -24,7 +24,8 @@ SERVICES = {"stock": "http", "ledger": "grpc"}
 BEYOND = re.compile(
     # what a schema cannot know: other steps, the configuration, sums and comparisons
     r"unknown step|duplicate name|a cycle|unknown service|is longer than max|given the data|cannot be the first"
-    r"|nothing is saved when it arrives|bad expression|unknown input|a gRPC request has no path|a method is one of|a gRPC method is its full name"
+    r"|nothing is saved when it arrives|bad expression|unknown input"
+    r"|a gRPC request has no path|a method is one of|a gRPC method is its full name"
 )
 
 # ---------------------------------------------------------------- definitions
