@@ -27,7 +27,7 @@ from coordinator.awaitables import Branch, Discard, Ended, Gate, Group, Hold, St
 from coordinator.engine import faults
 from coordinator.engine.topology import SKIPPED, Edges, Graph, Node, Run, Savepoint
 from coordinator.model.records import Failure
-from coordinator.saga import CommandFailed, Saga, StepFailed, failure_of
+from coordinator.saga import CommandFailed, Rejected, Saga, StepFailed, failure_of
 
 
 async def run_graph(
@@ -138,6 +138,7 @@ class _Runner:
         self._context = context
         self._states = {name: _State(node, graph.edges[name]) for name, node in graph.nodes.items()}
         self._savepoints = [state for state in self._states.values() if state.node.savepoint is not None]
+        self._listeners = [state for state in self._states.values() if state.node.listens]
         self._values: dict[str, Any] = {}
         self._group = Group()
         self._gate = Gate()
@@ -150,6 +151,7 @@ class _Runner:
     async def run(self, revision: int) -> dict[str, Any]:
         settled = 0
         while True:
+            await self._listen()
             await self._start_ready()
             if self._settled():
                 settled += 1
@@ -158,12 +160,25 @@ class _Runner:
             if not self._told:
                 self._gate = Gate()
                 await self._gate
-            told, self._told = self._told, []
-            for each in told:
-                if each.state.task is each:
-                    await self._take(each)
+            await self._hear()
         await Ended(self._group)
         return self._values
+
+    async def _hear(self) -> None:
+        told, self._told = self._told, []
+        for each in told:
+            if each.state.task is each:
+                await self._take(each)
+
+    async def _listen(self) -> None:
+        """Begins to listen, and takes what had come before anybody listened, so that nobody starts without it."""
+        while ready := [state for state in self._listeners if self._is_ready(state)]:
+            for state in ready:
+                await self._start(state)
+            heard = Gate()
+            await Start(self._group, _open(heard))
+            await heard  # opens when nobody has anything left to do
+            await self._hear()
 
     # ------------------------------------------------------------ who starts
 
@@ -179,7 +194,9 @@ class _Runner:
             return not state.held_up and self._sources_ended(state) and self._undisturbed(state, self._graph.needs)
         if state.status is not _Status.ENDED or state.task is not None:
             return False
-        return state.node.listens or (state.due and self._undisturbed(state, self._graph.upstream))
+        if state.node.listens:
+            return not state.skipped
+        return state.due and self._undisturbed(state, self._graph.upstream)
 
     def _sources_ended(self, state: _State) -> bool:
         states = self._states
@@ -411,8 +428,10 @@ class _Runner:
 
     def _savepoint_before(self, state: _State, loss: _Loss) -> _State | None:
         """The savepoint that takes a failure: the latest one before it; where joins would stop the failure, one that
-        lies inside their branches."""
+        lies inside their branches.  None takes a person's No: to ask again would not be to mend it."""
         found: _State | None = None
+        if isinstance(faults.told_by(loss.lost[state].error), Rejected):
+            return None
         for point in self._savepoints:
             if point.status is not _Status.ENDED or point.skipped or (found and point.ended_at < found.ended_at):
                 continue
@@ -505,6 +524,10 @@ class _Runner:
         if unwinding is not None:
             for state in unwinding.held_up:
                 state.held_up -= 1
+
+
+async def _open(gate: Gate) -> None:
+    gate.open()
 
 
 async def _go_back(name: str, branches: tuple[Branch, ...], held: Failure | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from coordinator import CommandFailed, Saga, StepFailed, post
 from coordinator.awaitables import Skip, Wait
 from coordinator.engine.graph import SKIPPED, Graph, Node, Run, Savepoint, run_graph
 from coordinator.engine.stepper import Execution
+from coordinator.model.ids import CommandId
 from coordinator.model.records import Failure, Signal, raw
+from coordinator.saga import Rejected
 
 
 def node(name: str, *after: str, **rest: Any) -> Node:
@@ -50,13 +53,13 @@ def summed(*names: str) -> Callable[[Run], Coroutine[Any, Any, Any]]:
 class Driven:
     """A graph under way, answered by hand; undos are answered as the engine would, last first, when asked to."""
 
-    def __init__(self, *nodes: Node, revision: int = 1) -> None:
+    def __init__(self, *nodes: Node, revision: int = 1, exec: Callable[[Saga], Any] | None = None) -> None:
         self.undone: list[str] = []
         self._clock = 0
         self._recorded: list[str] = []
         saga = Saga(id="c", type="T", version=1, attributes={}, now=0, revision=revision)
         graph = Graph(nodes)
-        self.execution = Execution(lambda given: run_graph(graph, given), saga)
+        self.execution = Execution(exec or partial(run_graph, graph), saga)
 
     @property
     def pending(self) -> set[str]:
@@ -85,8 +88,23 @@ class Driven:
     def datum(self, name: str, value: Any) -> None:
         self._clock += 1
         self.execution.signal(
-            Signal(1, b"", self._clock, "c", name=name, signal_id=str(self._clock), value=raw(value), channel="data")
+            Signal(
+                1,
+                b"",
+                self._clock,
+                CommandId("c"),
+                name=name,
+                signal_id=str(self._clock),
+                value=raw(value),
+                channel="data",
+            )
         )
+
+    def decide(self, name: str, *, approve: bool) -> None:
+        self._clock += 1
+        value = raw({"approve": approve, "comment": ""})
+        record = Signal(1, b"", self._clock, CommandId("c"), name=name, value=value, by="ann", channel="decision")
+        self.execution.signal(record)
 
     def undo(self, count: int = 1000) -> list[str]:
         """Undoes what is unwanted, last first; tells in which order."""
@@ -153,7 +171,7 @@ def test_a_node_has_the_values_of_those_before_it_the_saga_and_the_context() -> 
     graph = Graph([node("b", "a", run=look), node("a", run=look)])
     for context in ("x", "y"):
         saga = Saga(id="c", type="T", version=1, attributes={}, now=0)
-        execution = Execution(lambda given, context=context: run_graph(graph, given, context=context), saga)
+        execution = Execution(partial(run_graph, graph, context=context), saga)
         assert execution.result == {"a": "A", "b": "B"}
         assert [(run.name, run.round, run.context, run.saga is saga) for run in seen[-2:]] == [
             ("a", 1, context, True),
@@ -584,7 +602,47 @@ def test_a_skipped_savepoint_is_none() -> None:
     assert graph.error.step == "b"
 
 
+def test_a_rejection_is_not_mended_by_a_savepoint() -> None:
+    """A person's No is not a failure to be tried again: it undoes the rest, or fails its branch of a join any."""
+
+    async def asks(run: Run) -> Any:
+        return await run.saga.decision(run.name)
+
+    nodes = (node("s", savepoint=Savepoint()), node("b", "s"), node("ok", "b", run=asks))
+    graph = Driven(*nodes)
+    graph.ok("s", "b")
+    graph.decide("ok", approve=False)
+    assert isinstance(graph.error, Rejected)
+    graph = Driven(*nodes, node("m"), node("j", "ok", "m", join="any"))
+    graph.ok("s", "b")
+    graph.decide("ok", approve=False)
+    assert graph.pending == {"m"}
+
+
 # ---------------------------------------------------------------- data from outside
+
+
+def test_data_that_came_before_the_graph_began_is_there_from_the_start() -> None:
+    """All of it, and the newest counts; nobody begins without it only to run again."""
+
+    async def begins(saga: Saga) -> Any:
+        await saga.step("before", post("stock", "/"))
+        return await run_graph([late("x"), node("b", optional=("x",), reruns=True, run=summed("x"))], saga)
+
+    graph = Driven(exec=begins)
+    graph.datum("x", 1)
+    graph.datum("x", 2)
+    graph.ok("before")
+    assert graph.body("b") == [2]
+    graph.ok("b")
+    assert graph.result == {"x": 2, "b": "b"}
+
+
+def test_a_listener_that_is_skipped_is_not_asked_again() -> None:
+    """Its condition has left it out for good."""
+    graph = Driven(Node(name="x", run=_skipped, listens=True), node("b", "x"))
+    graph.ok("b")
+    assert graph.result == {"x": None, "b": "b"}
 
 
 def test_an_optional_source_is_used_if_there_and_never_waited_for() -> None:
