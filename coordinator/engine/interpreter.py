@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.awaitables import Gate, Skip, Wait
+from coordinator.awaitables import Skip, Wait
 from coordinator.engine.expressions import ExpressionError
 from coordinator.engine.graph import run_graph
 from coordinator.engine.plan import DecisionPlan, JointPlan, Place, Plan, RequestPlan, StepPlan
@@ -167,8 +167,6 @@ def _step_run(step: StepPlan) -> Callable[[Run], Coroutine[Any, Any, Any]]:
         if not _let_in(step, node) or _left_out(step, scope):
             running.skipped.add(step.name)
             await Skip(step.name, step.service)
-            if step.listens:
-                await Gate()  # that nobody opens: a listener that returned would be begun again
             return SKIPPED
         running.skipped.discard(step.name)
         former: _Outcome | None = node.values.get(step.name)

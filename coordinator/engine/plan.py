@@ -6,8 +6,7 @@ may also hold ``callback.NAME``, an address at which that datum is taken.  Every
 definition is registered and not when it runs, because then it is half way through.
 
 A step that comes after another may find its outcome null: it was skipped, was not the first of a join, or is optional
-data that has not come.  Nobody waits for that; who comes after it waits for a joint beside it, ``late/on``, which ends
-when the step listens, so that data that was there before is there.
+data that has not come.  Nobody waits for that: what comes after it waits for what it comes after itself.
 """
 
 from __future__ import annotations
@@ -179,10 +178,7 @@ class _Compiler:
         return Plan(
             definition=definition,
             steps=tuple(self.step(step) for step in definition.steps),
-            joints=(
-                *(self.joint(joint) for joint in definition.joints),
-                *(self.listening(step) for step in definition.steps if step.optional),
-            ),
+            joints=tuple(self.joint(joint) for joint in definition.joints),
             result=result,
             linear=definition.linear,
             services=definition.services,
@@ -220,15 +216,9 @@ class _Compiler:
     def joint(self, joint: Joint) -> JointPlan:
         return JointPlan(**self.order(joint, self.condition(joint), []), entry=joint.entry, members=joint.members)
 
-    def listening(self, step: Step) -> JointPlan:
-        """Stands beside optional data for those who come after it."""
-        place = {**self.order(step, None, []), "name": _listening(step.name), "guard": None}
-        return JointPlan(**place, entry=True, members=())
-
     def order(self, place: Step | Joint, when: Expression | None, inputs: list[syntax.Path]) -> dict[str, Any]:
         """The fields of a Place."""
-        optional = tuple(name for name in place.after if name in self.listeners)
-        after = tuple(_listening(name) if name in self.listeners else name for name in place.after)
+        after, optional = self.before(place)
         paths = [*inputs, *(() if when is None else when.inputs)]
         names = dict.fromkeys(str(path.keys[0]) for path in paths if path.root == "steps" and path.keys)
         uses = tuple(name for name in names if name != place.name)
@@ -246,6 +236,20 @@ class _Compiler:
             "savepoint": place.savepoint,
             "uses": uses,
         }
+
+    def before(self, place: Step | Joint) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the place waits for, and the optional data that it comes after."""
+        after: dict[str, None] = {}
+        optional: dict[str, None] = {}
+        ahead = list(reversed(place.after))
+        while ahead:
+            name = ahead.pop()
+            if name not in self.listeners:
+                after[name] = None
+            elif name not in optional:
+                optional[name] = None
+                ahead += reversed(self.places[name].after)
+        return tuple(after), tuple(optional)
 
     def behind(self, place: Step | Joint) -> Iterator[str]:
         """What the place comes after through places that may be skipped, but for those where the first one wins: what
@@ -351,10 +355,6 @@ def _may_be_skipped(place: Step | Joint) -> bool:
     if isinstance(place, Joint):
         return not place.entry or place.guard is not None
     return place.guard is not None or place.when is not None
-
-
-def _listening(name: str) -> str:
-    return f"{name}/on"
 
 
 def _retry(request: RequestSource) -> Retry | None:

@@ -265,6 +265,21 @@ async def test_a_savepoint_tries_again_what_came_after_it() -> None:
     await everywhere(scenario)
 
 
+async def test_a_rejection_is_not_mended_by_a_savepoint() -> None:
+    """Nobody is asked the same again: the whole command is undone."""
+    order = definition(undoable("a", savepoint={"attempts": 5}), undoable("b"), {"name": "approve", "decision": True})
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a", "b")
+        view = await until(c, await c.submit(order), "waiting")
+        await c.decide(view.id, "approve", approve=False)
+        view = await c.wait(view.id)
+        assert (view.state, view.error and view.error.code) == ("compensated", "rejected")
+        assert effects(c) == {"a": 1, "a/undo": 1, "b": 1, "b/undo": 1}
+
+    await everywhere(scenario)
+
+
 async def test_a_savepoint_may_stop_until_an_operator_goes_on() -> None:
     """As a dead letter, with all after it undone."""
     order = definition(

@@ -105,7 +105,8 @@ class Nested:
             self._walk(item.get("else", []), (name, False))
 
     def holds(self, name: str) -> bool:
-        return {"false": False, "payload.flag": self.flag}.get(self.items[name].get("when", "true"), True)
+        values = {"false": False, "payload.flag": self.flag, "steps.late == null": False}
+        return values.get(self.items[name].get("when", "true"), True)
 
     def left_out(self, name: str) -> bool:
         """By its own condition or by one around it."""
@@ -168,7 +169,8 @@ def answer(execution: Execution, name: str, turn: int) -> None:
     if name in execution.pending:
         execution.outcome(name, raw(name), turn)
     elif execution.waits[name].call.kind == "data":
-        execution.signal(Signal(1, b"", turn, CommandId("c"), name, raw(name)))
+        channel = execution.waits[name].call.channel
+        execution.signal(Signal(1, b"", turn, CommandId("c"), channel, raw(name), str(turn)))
     else:
         execution.timer(name, turn)
 
@@ -202,6 +204,48 @@ def test_nested_steps_run_in_their_blocks_order_or_not_at_all(
     for turn, name in enumerate(ended):
         answer(again, name, turn)
     assert (again.done, again.result) == (True, execution.result)
+
+
+@settings(max_examples=150, deadline=None)
+@given(nested(), st.booleans(), st.data())
+def test_late_data_reaches_all_that_comes_after_it_and_nothing_else(
+    content: dict[str, Any], flag: bool, data: st.DataObject
+) -> None:
+    """Whenever it arrives: in the end, each outcome that could depend on it does, and no other step has run twice."""
+    late = {"name": "late", "data": {"optional": True, "reruns": True}}
+    content["steps"].insert(data.draw(st.integers(0, len(content["steps"]))), late)
+    definition = compile_definition(content, services=SERVICES).definition
+    depends = {step.name for step in definition.steps if "late" in step.ancestors}
+    entered = {joint.name.partition("/")[0] for joint in definition.joints if "late" in joint.ancestors and joint.entry}
+    model = Nested(content, flag)
+    for name in depends:
+        if "service" in model.items[name]:
+            model.items[name]["body"] = ["${steps.late}"]
+    for name in sorted(depends | entered):
+        if model.items[name].get("when") == "payload.flag" and data.draw(st.booleans()):
+            model.items[name]["when"] = "steps.late == null"
+    execution = begin(content, flag)
+    left = data.draw(st.integers(0, len(model.leaves)))  # answers before it comes
+    turn = 0
+    while not execution.done:
+        if turn == left:
+            execution.signal(Signal(1, b"", turn, CommandId("c"), "late", raw(7)))
+        else:
+            asked = {*execution.pending, *(each.name for each in execution.waiting)}
+            answer(execution, data.draw(st.sampled_from(sorted(asked))), turn)
+        turn += 1
+    assert execution.error is None
+    if turn <= left:
+        return  # it came too late
+    repeated = {name.partition("#")[0] for name in (*execution.calls, *execution.waited) if "#" in name}
+    assert repeated <= depends | {"late"}
+    for name, value in zip([name for name in model.leaves if name != "late"], execution.result, strict=True):
+        item = model.items[name]
+        if "sleep" not in item:
+            assert (value is None) == model.left_out(name), name
+        if value is not None and name in depends and "service" in item:
+            request: Any = execution.calls[value].request
+            assert request.body == [7]
 
 
 @settings(max_examples=50, deadline=None)
