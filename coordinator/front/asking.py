@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
 
-from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable
+from coordinator.errors import CoordinatorError, LinkLost, LogUnavailable, WaitTimeout
 from coordinator.front import CoordinatorFront, gather
 from coordinator.front.routes import MOVED, NOBODY_S, Directory, Routes, until_after
 from coordinator.model.ids import partition_of
@@ -109,6 +109,8 @@ class Asking:
                     retry_after_ms=1000,
                     in_doubt=True,
                 ) from error
+            except WaitTimeout as error:
+                raise WaitTimeout(f"the owner did not answer in time: {look}", in_doubt=True) from error
             except MOVED as error:
                 if error.extra.get("in_doubt") or not routes.patience_s(error):
                     raise

@@ -17,7 +17,8 @@ from coordinator.transport.base import Front
 from coordinator.transport.http import HttpServer, HttpSettings
 from coordinator.transport.http.problem import HttpError
 from coordinator.transport.http.routes import ROUTES
-from coordinator.transport.http.routing import Router
+from coordinator.transport.http.routing import FORM, Router
+from coordinator.transport.http.signals import value_of
 from coordinator.transport.json_input import decode
 
 SUBMISSION = msgspec.json.Decoder(Submission)
@@ -48,8 +49,42 @@ def test_any_body_is_a_submission_or_a_documented_error(body: bytes) -> None:
     assert all(path.startswith("$") for path in paths)
 
 
+media = st.sampled_from(["", "application/json", FORM, "text/plain", "multipart/form-data"])
+forms = st.lists(st.text(max_size=5) | st.sampled_from(["a=1", "%ff", "=", "+", "a"]), max_size=5).map("&".join)
+
+
+@given(media, bodies | forms.map(str.encode))
+def test_any_callback_is_a_value_or_a_documented_error(media: str, body: bytes) -> None:
+    """Whatever a service sends: what is taken for a value can be recorded."""
+    status = 200
+    try:
+        msgspec.msgpack.encode(value_of(media, body))
+    except (Malformed, InvalidPayload) as error:
+        status = error.http
+    except HttpError as error:
+        status = error.status
+    assert status in ([415] if media.startswith("multipart/") else [200, 400, 422])
+
+
 pieces = st.sampled_from(
-    ["v1", "commands", "a", "history", "%ff", "%2F", "definitions", "", "{}", "..", "services", "x"]
+    [
+        "v1",
+        "commands",
+        "a",
+        "history",
+        "data",
+        "decisions",
+        "callbacks",
+        "schedules",
+        "%ff",
+        "%2F",
+        "definitions",
+        "",
+        "{}",
+        "..",
+        "services",
+        "x",
+    ]
 )
 
 

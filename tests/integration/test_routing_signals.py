@@ -19,11 +19,12 @@ from coordinator.errors import (
     UnknownCommand,
     UnknownSchedule,
     UnknownStep,
+    WaitTimeout,
 )
 from coordinator.log.memory import Fault
 from coordinator.model.command import CommandView, Operation, State, Submission
 from coordinator.model.ids import partition_of
-from coordinator.transport.base import Gathered
+from coordinator.transport.base import Caller, Gathered, caller
 from coordinator.transport.tcp import TcpServer
 from tests.integration.routing_kit import PARTITIONS, Instance, World, id_at, world
 
@@ -204,6 +205,21 @@ async def test_what_must_not_be_done_twice_is_in_doubt(group: World, what: str) 
     assert raised.value.extra["in_doubt"] is True
     assert "look at the command" in raised.value.detail
     assert (await other.front.get(id)).state is State.WAITING
+
+
+async def test_what_an_owner_does_not_answer_in_time_is_in_doubt(group: World) -> None:
+    """The caller waits no longer; whether the owner will record it, nobody knows yet."""
+    await group.start("a", "b")
+    id = id_at(2)
+    other, owner = await begun(group, id, APPROVE), group.owner(id)
+    owner.log.inject(Fault.STALL)
+    caller.set(Caller(asyncio.get_running_loop().time() + 0.2))
+    with pytest.raises(WaitTimeout) as raised:
+        await decide(other, id)
+    assert raised.value.extra["in_doubt"] is True
+    owner.log.release()
+    caller.set(None)
+    assert (await other.front.get(id, 10_000)).result["by"] == "ann"
 
 
 # ---------------------------------------------------------------- of all

@@ -56,6 +56,7 @@ from coordinator.transport.http.shared import (
     DURABLE,
     GATHERED,
     INCOMPLETE,
+    NOT_READY,
     OBJECT,
     OBJECTS,
     READ,
@@ -611,7 +612,9 @@ ROUTES: Final = (
         errors=(UnknownDefinition, Starting, NoOwner),
     ),
     _probe("/healthz", healthz, "Whether the process is alive.", OBJECT),
-    _probe("/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", OBJECT, *DURABLE),
+    _probe(
+        "/readyz", readyz, "Whether this instance serves: its log is replayed and takes appends.", OBJECT, *NOT_READY
+    ),
     _probe(
         "/metrics",
         metrics,

@@ -8,7 +8,16 @@ import msgspec
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
-from coordinator.errors import IllegalState, LogCorrupt, LogUnavailable, NoOwner, Starting, Stopping, UnknownCommand
+from coordinator.errors import (
+    IllegalState,
+    LogCorrupt,
+    LogUnavailable,
+    NoOwner,
+    Starting,
+    Stopping,
+    UnknownCommand,
+    WaitTimeout,
+)
 from coordinator.model.command import CommandView
 from coordinator.transport.base import Front, Gathered
 from coordinator.transport.http.exchange import Answer, Request, json
@@ -62,6 +71,7 @@ OBJECT: Final = Reply("A JSON object.", type=dict[str, Any])
 OBJECTS: Final = Reply("A list of JSON objects.", type=list[dict[str, Any]])
 GATHERED: Final = Reply("A list of JSON objects.", type=list[dict[str, Any]], headers=INCOMPLETE)
 
-DURABLE: Final = (Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
-READ: Final = (UnknownCommand, Starting, NoOwner, LogUnavailable, LogCorrupt)
+NOT_READY: Final = (Starting, Stopping, NoOwner, LogUnavailable, LogCorrupt)
+DURABLE: Final = (*NOT_READY, WaitTimeout)
+READ: Final = (UnknownCommand, Starting, NoOwner, LogUnavailable, LogCorrupt, WaitTimeout)
 CONTROLLED: Final = (UnknownCommand, IllegalState, *DURABLE)
