@@ -76,6 +76,7 @@ class Kept:
         self._failed: Exception | None = None
         self._mistaken: asyncio.Future[Exception]  # what a script did not expect, if it has happened
         self._told = False  # of that, by raising it
+        self._asked: set[asyncio.Future[Any]] = set()  # cancelled one by one: a future each would wait for has a list
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------ life
@@ -132,6 +133,7 @@ class Kept:
         try:
             for number in itertools.count(1):
                 self._latest = life = Life(setup, self._open_log(), number)
+                life.over.add_done_callback(self._interrupt)
                 await life.begin()
                 if not life.over.done():
                     self._life = life
@@ -207,20 +209,27 @@ class Kept:
 
     async def _answered(self, life: Life, asked: Awaitable[T]) -> T:
         """What a life answers; raises `Over` if it ends first, and the mistakes of scripts."""
-        answer, mistaken = asyncio.ensure_future(asked), self._mistaken
+        answer = asyncio.ensure_future(asked)
+        self._asked.add(answer)
         try:
-            first: list[asyncio.Future[Any]] = [answer, life.over, mistaken]
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if life.over.done():
-                raise Over
-            if not answer.done():
-                self._check_mistakes()
-            return answer.result()
+            if not (life.over.done() or self._mistaken.done()):
+                await asyncio.wait([answer])
         finally:
+            self._asked.discard(answer)
             answer.cancel()
             await asyncio.wait([answer])
             if not answer.cancelled():
                 answer.exception()  # nobody else is to be told of it
+        if life.over.done():
+            raise Over
+        if answer.cancelled():
+            self._check_mistakes()
+        return answer.result()
+
+    def _interrupt(self, *_: Any) -> None:
+        """What is asked now is not waited for any more: `_answered` knows why."""
+        for answer in self._asked:
+            answer.cancel()
 
     @property
     def front(self) -> Front:
@@ -304,6 +313,7 @@ class Kept:
             self._mistaken.result().add_note(f"and then: {error}")
         else:
             self._mistaken.set_result(error)
+            self._interrupt()
 
     def _check_mistakes(self) -> None:
         if self._mistaken.done():

@@ -82,10 +82,7 @@ class MortalView(View):
             await asyncio.wait([self._flush_task])
         if self._timer is not None:
             self._timer.cancel()
-        self._aside.shutdown(wait=True)
-        self._thread.shutdown(wait=True)
-        self._writer.close()
-        self._reader.close()
+        self._release()
 
 
 class EmbeddedPipeline(Pipeline):
