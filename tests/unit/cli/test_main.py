@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 import pytest
 
+from coordinator import schemas
 from coordinator.cli import main as cli
 from coordinator.cli.errors import Refused, explain, streamed_refusal
 from coordinator.cli.options import Json, Url
@@ -213,3 +215,14 @@ def test_a_list_is_found_alone_or_under_a_key() -> None:
     """Lists of the API stand either way."""
     assert rows_of([{"a": 1}]) == rows_of({"items": [{"a": 1}], "next": None}) == [{"a": 1}]
     assert rows_of({"next": None}) == []
+
+
+@pytest.mark.parametrize("what", ["definition", "config"])
+def test_schemas_are_printed_or_written(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same document on standard output and in a file."""
+    assert run("schema", what) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == getattr(schemas, what)()
+    assert run("schema", what, "--output", str(tmp_path / "schema.json")) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "schema.json").read_text() == printed
