@@ -25,7 +25,7 @@ from coordinator.front import CoordinatorFront
 from coordinator.gateway.gateway import Gateway
 from coordinator.lane import Lane
 from coordinator.log.base import Log
-from coordinator.log.memory import MemoryLog
+from coordinator.log.memory import Crashed, MemoryLog
 from coordinator.model.call import Call
 from coordinator.model.records import Record
 from coordinator.model.settings import EngineSettings, ServiceSettings
@@ -70,6 +70,13 @@ class MortalLog(MemoryLog):
         super().crash()
         if self.on_crash is not None:
             self.on_crash()
+
+    async def append(self, partition: int, records: list[bytes]) -> int:
+        try:
+            return await super().append(partition, records)
+        except Crashed:  # nobody is left to hear of it, until the lane is buried
+            never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            return await never
 
 
 class MortalView(View):

@@ -728,3 +728,33 @@ async def test_a_schedule_of_months_runs_in_no_time() -> None:
         assert len(await c.list(type="Double")) == 7
         assert [each["name"] for each in await c.schedules()] == ["monthly"]
         assert (await c.schedule("monthly"))["by"] == "embedded"
+
+
+async def test_a_definition_survives_a_crash_anywhere() -> None:
+    """A crash during any append: early data is kept, a person decides, time decides in another order's stead."""
+    definition = {
+        "name": "order",
+        "steps": [
+            {"name": "reserve", "service": "stock", "path": "/reserve", "undo": {"path": "/release"}},
+            {
+                "name": "approve",
+                "decision": {"timeout": "24h", "on_timeout": "reject"},
+                "when": "payload.amount > 1000",
+            },
+            {"name": "otp", "data": "otp", "after": ["reserve"]},
+            {"name": "cool", "sleep": "10s", "after": []},
+        ],
+        "result": "${steps.otp}",
+    }
+
+    async def scenario(c: coordinator.Embedded) -> None:
+        c.services["stock"].on("POST", "/*").answers(200)
+        await c.submit(definition, {"amount": 2000}, id="o-1")
+        await c.provide("o-1", "otp", 7)
+        await c.settled()
+        await c.decide("o-1", "approve")
+        assert (await c.wait("o-1", within="1h")).result == 7
+        assert (await c.submit(definition, {"amount": 2000}, id="o-2", wait="25h")).state == "compensated"
+        assert [call.key for call in c.services["stock"].effects] == ["o-1/reserve", "o-2/reserve", "o-2/reserve/undo"]
+
+    assert await coordinator.crash_everywhere(None, scenario, services=["stock"]) > 20
