@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.awaitables import Skip, Wait
+from coordinator.awaitables import Skip, StepCall, Wait
 from coordinator.engine.expressions import ExpressionError
 from coordinator.engine.graph import run_graph
 from coordinator.engine.plan import DecisionPlan, JointPlan, Place, Plan, RequestPlan, StepPlan
@@ -59,11 +59,13 @@ async def _run(plan: Plan, graph: Graph | None, payload: Any, saga: Saga) -> Any
     running = _Running(payload, saga)
     scope = running.scope
     if graph is None:
+        steps = scope["steps"]
         for step in plan.steps:
-            left_out = _left_out(step, scope)
-            scope["steps"][step.name] = await (
-                Skip(step.name, step.service) if left_out else _step(step, running, scope)
-            )
+            if _left_out(step, scope):
+                await Skip(step.name, step.service)
+                steps[step.name] = None
+            else:
+                steps[step.name] = await _step(step, running, scope)
     else:
         ended = await run_graph(graph, saga, context=running)
         scope["steps"] = {step.name: _value(ended.get(step.name)) for step in plan.steps}
@@ -213,34 +215,27 @@ def _left_out(step: StepPlan, scope: dict[str, Any]) -> bool:
         raise _failed(error) from None
 
 
-async def _step(step: StepPlan, running: _Running, scope: dict[str, Any]) -> Any:
-    """Runs one step; returns its outcome."""
+def _step(step: StepPlan, running: _Running, scope: dict[str, Any]) -> Awaitable[Any]:
+    """What the step does; awaits to its outcome."""
     try:
-        awaited = _awaited(step, running, scope)
+        if step.callbacks:
+            scope = {**scope, "callback": running.callbacks(step.callbacks)}
+        if step.request is not None:
+            return _call(step, step.request, scope)
+        if step.decision is not None:
+            return _decided(_decision(step.name, step.decision, scope))
     except ExpressionError as error:
         raise _failed(error) from None
-    outcome = await awaited
-    return outcome if step.decision is None else msgspec.to_builtins(outcome)
-
-
-def _awaited(step: StepPlan, running: _Running, scope: dict[str, Any]) -> Awaitable[Any]:
-    """What the step does; raises ExpressionError."""
-    if step.callbacks:
-        scope = {**scope, "callback": running.callbacks(step.callbacks)}
-    if step.request is not None:
-        return _call(step, step.request, scope, running.saga)
-    if step.decision is not None:
-        return _decision(step.name, step.decision, scope)
     if step.data is not None:
         return running.receive(step.name, step.data)
     return Wait(name=step.name, kind="sleep", timeout=step.sleep)
 
 
-def _call(step: StepPlan, planned: RequestPlan, scope: dict[str, Any], saga: Saga) -> Awaitable[Any]:
+def _call(step: StepPlan, planned: RequestPlan, scope: dict[str, Any]) -> StepCall:
     undo = step.undo
-    return saga.step(
-        step.name,
-        planned.request(scope),
+    return StepCall(
+        name=step.name,
+        request=planned.request(scope),
         undo=None if undo is None else undo.fixed or _undo(undo, step.name, scope),
         undo_retry=None if undo is None else undo.retry,
         undo_timeout=None if undo is None else undo.source.timeout,
@@ -268,6 +263,10 @@ def _decision(name: str, planned: DecisionPlan, scope: dict[str, Any]) -> Wait:
         on_timeout=rule.on_timeout,
         rejected="return" if rule.on_reject == "continue" else "fail",
     )
+
+
+async def _decided(wait: Wait) -> Any:
+    return msgspec.to_builtins(await wait)
 
 
 def _failed(error: ExpressionError) -> CommandFailed:
