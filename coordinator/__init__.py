@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from coordinator.engine.topology import Savepoint
+from coordinator.flow import Asks, Datum, Flow, FlowError, ReadOnly, step
 from coordinator.model.call import Request, Response
 from coordinator.saga import (
     App,
     Blocked,
     CommandFailed,
+    Decision,
     Delayed,
+    PauseAfter,
+    Rejected,
     Retry,
     Saga,
     StepFailed,
@@ -36,15 +41,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Asks",
     "Blocked",
     "CommandFailed",
+    "Datum",
+    "Decision",
     "Delayed",
     "Embedded",
     "FakeClock",
+    "Flow",
+    "FlowError",
+    "PauseAfter",
+    "ReadOnly",
+    "Rejected",
     "Request",
     "Response",
     "Retry",
     "Saga",
+    "Savepoint",
     "Scripted",
     "ServiceCall",
     "Standstill",
@@ -57,6 +71,7 @@ __all__ = [
     "get",
     "post",
     "put",
+    "step",
 ]
 
 _EMBEDDING = frozenset(

@@ -44,7 +44,7 @@ def of_definition(definition: Definition, steps: Sequence[StepView] = ()) -> str
     """A definition's flowchart; ``steps`` colour it with the states of a command that runs it."""
     picture = _Picture(definition, steps)
     lines = ["flowchart TD", *picture.nodes(), *picture.arrows(), *picture.undos()]
-    return _finished(lines, picture.states())
+    return finished(lines, picture.states())
 
 
 def of_steps(steps: Sequence[StepView]) -> str:
@@ -53,11 +53,11 @@ def of_steps(steps: Sequence[StepView]) -> str:
     if not steps:
         lines.append('  none["no step yet"]')
     for index, view in enumerate(steps):
-        service = [_escaped(view.service)] if view.service else []
-        label = "<br/>".join([f"<b>{_escaped(view.name)}</b>", *service, _progress(view)])
+        service = [escaped(view.service)] if view.service else []
+        label = "<br/>".join([f"<b>{escaped(view.name)}</b>", *service, progress(view)])
         lines.append(f'  s{index}["{label}"]')
     lines += [f"  s{index} --> s{index + 1}" for index in range(len(steps) - 1)]
-    return _finished(lines, [(f"s{index}", view.state) for index, view in enumerate(steps)])
+    return finished(lines, [(f"s{index}", view.state) for index, view in enumerate(steps)])
 
 
 def of_command(view: CommandView, definition: Definition | None) -> str:
@@ -91,11 +91,11 @@ class _Picture:
         for name, joint in self.joints.items():
             if joint.block == block and joint.when is not None:
                 opening, closing = _CONDITION
-                yield f"{indent}{self.ids[name]}{opening}{_escaped(joint.when)}{closing}"
+                yield f"{indent}{self.ids[name]}{opening}{escaped(joint.when)}{closing}"
         for index, (name, around) in enumerate(self.definition.blocks.items()):
             if around == block:
                 joint = self.joints[name]
-                label = "<br/>".join([_escaped(name), *_saved(joint.savepoint)])
+                label = "<br/>".join([escaped(name), *_saved(joint.savepoint)])
                 yield f'{indent}subgraph b{index}["{label}"]'
                 yield from self.nodes(name, depth + 1)
                 yield f"{indent}end"
@@ -165,14 +165,14 @@ def _shape(step: Step) -> tuple[str, str]:
 
 
 def _label(step: Step, view: StepView | None) -> str:
-    lines = [f"<b>{_escaped(step.name)}</b>", *_does(step)]
+    lines = [f"<b>{escaped(step.name)}</b>", *_does(step)]
     if step.when is not None:
-        lines.append(f"when {_escaped(step.when)}")
+        lines.append(f"when {escaped(step.when)}")
     if step.deadline is not None:
-        lines.append(f"deadline {_escaped(step.deadline)}")
+        lines.append(f"deadline {escaped(step.deadline)}")
     lines += _saved(step.savepoint)
     if view is not None:
-        lines.append(_progress(view))
+        lines.append(progress(view))
     return "<br/>".join(lines)
 
 
@@ -181,36 +181,38 @@ def _does(step: Step) -> Iterator[str]:
         yield _target(step.request)
     elif step.decision is not None:
         rule = step.decision
-        yield _escaped("decision" + (f" by {', '.join(rule.roles)}" if rule.roles else ""))
+        yield escaped("decision" + (f" by {', '.join(rule.roles)}" if rule.roles else ""))
         if rule.timeout is not None:
-            yield _escaped(f"{rule.on_timeout} after {rule.timeout}")
+            yield escaped(f"{rule.on_timeout} after {rule.timeout}")
     elif step.data is not None:
         data = step.data
         late = "reopens" if data.reopens else "reruns" if data.reruns else "optional" if data.optional else ""
-        yield _escaped(f"data {data.name}" + (f", {late}" if late else ""))
+        yield escaped(f"data {data.name}" + (f", {late}" if late else ""))
         if data.timeout is not None:
-            yield _escaped(f"{data.on_timeout} after {data.timeout}")
+            yield escaped(f"{data.on_timeout} after {data.timeout}")
     else:
-        yield _escaped(f"sleep {step.sleep}")
+        yield escaped(f"sleep {step.sleep}")
 
 
 def _saved(rule: SavepointRule | None) -> Iterator[str]:
     if rule is not None:
         then = f"retry {rule.attempts}, then {rule.exhausted}" if rule.then == "retry" else rule.then
-        yield _escaped(f"savepoint, then {then}")
+        yield escaped(f"savepoint, then {then}")
 
 
 def _target(request: RequestSource) -> str:
-    return _escaped(" ".join(part for part in (request.service, request.method, request.path) if part))
+    return escaped(" ".join(part for part in (request.service, request.method, request.path) if part))
 
 
-def _progress(view: StepView) -> str:
+def progress(view: StepView) -> str:
+    """A step's state for its label, with its round and how often it was called."""
     again = view.name.partition("#")[2]
     words = [str(view.state), *([f"round {again}"] if again else [])]
-    return _escaped(", ".join(words if view.attempts < 2 else [*words, f"{view.attempts} calls"]))
+    return escaped(", ".join(words if view.attempts < 2 else [*words, f"{view.attempts} calls"]))
 
 
-def _finished(lines: list[str], states: list[tuple[str, StepState]]) -> str:
+def finished(lines: list[str], states: list[tuple[str, StepState]]) -> str:
+    """The chart's text, its nodes coloured by state."""
     lines = list(lines)
     lines += [f"  classDef {state} {COLOURS[state]}" for state in dict.fromkeys(state for _, state in states)]
     lines += [f"  class {node} {state}" for node, state in states]
@@ -220,7 +222,7 @@ def _finished(lines: list[str], states: list[tuple[str, StepState]]) -> str:
 _PLAIN: Final = frozenset(" ,.-_/+")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """A label's text: anything but letters, digits and a few signs as its code, and not longer than LABEL_MAX."""
     short = text if len(text) <= LABEL_MAX else text[: LABEL_MAX - 1] + "…"
     return "".join(each if each.isalnum() or each in _PLAIN else f"#{ord(each)};" for each in short)

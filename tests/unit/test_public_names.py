@@ -10,15 +10,24 @@ def test_the_public_names_are_these() -> None:
     assert sorted(coordinator.__all__) == coordinator.__all__
     assert set(coordinator.__all__) == {
         "App",
+        "Asks",
         "Blocked",
         "CommandFailed",
+        "Datum",
+        "Decision",
         "Delayed",
         "Embedded",
         "FakeClock",
+        "Flow",
+        "FlowError",
+        "PauseAfter",
+        "ReadOnly",
+        "Rejected",
         "Request",
         "Response",
         "Retry",
         "Saga",
+        "Savepoint",
         "Scripted",
         "ServiceCall",
         "Standstill",
@@ -31,5 +40,6 @@ def test_the_public_names_are_these() -> None:
         "get",
         "post",
         "put",
+        "step",
     }
     assert all(hasattr(coordinator, name) for name in coordinator.__all__)
