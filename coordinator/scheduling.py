@@ -36,13 +36,14 @@ from coordinator.model.command import FINAL, Operation
 from coordinator.model.ids import partition_of
 from coordinator.model.records import SCHEMA, Schedule
 from coordinator.pipeline import Pipeline
-from coordinator.transport.base import Event, Front, Unwatch
+from coordinator.transport.base import Event, Front, Unwatch, caller
 
 log = get_logger(__name__)
 
 AGAIN_FIRST_MS: Final = 250  # after a refusal that says nothing of when to ask again
 AGAIN_MAX_MS: Final = 30_000
 TIMER_S_MAX: Final = 1.0  # so that a clock that jumps ahead, or a machine that slept, is noticed
+STATES_S: Final = 1.0  # of waiting for the states of runs that are shown; less than a list waits for an instance
 HELD_MS: Final = 250  # a partition that is being handed over may yet stay
 
 Key = tuple[int, str]
@@ -101,7 +102,7 @@ class Scheduling:
         self.engine = pipeline.engine
         self.schedules: Schedules = pipeline.engine.schedules
         self._loop = pipeline.loop
-        self._context = contextvars.Context()  # not that of a client who happens to be served
+        self._context = contextvars.copy_context()
         self._hands: dict[Key, Hand] = {}
         self._changed: dict[Key, None] = {}  # in order
         self._due: list[tuple[int, int, Key]] = []
@@ -114,7 +115,13 @@ class Scheduling:
     # ------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Begins with the partitions that are acted for, and takes up others as they come."""
+        """Begins with the partitions that are acted for, and takes up others as they come.
+
+        All that is done from here on is done in the context of this call, and not in that of a client who happens to be
+        served when a schedule changes: its deadline is not the schedule's.
+        """
+        self._context = contextvars.copy_context()
+        self._context.run(caller.set, None)
         self.schedules.changed = self._on_change
         for partition in self.engine.shards:
             self._on_change(partition, None)
@@ -140,6 +147,27 @@ class Scheduling:
             return "it is about to begin"
         ended = "is cancelled, and not undone yet" if hand.cancelled == last.command else "has not ended yet"
         return f"the last run, {last.command}, {ended}"
+
+    async def states(self, commands: list[str]) -> list[str | None]:
+        """The states of these commands, wherever they are; None for those that cannot be told in time.
+
+        Asked as a client of this instance's own: whoever wants to know may be another instance.
+        """
+        if not commands:
+            return []
+        asked = [self._loop.create_task(self._state(each), context=self._context.copy()) for each in commands]
+        try:
+            await asyncio.wait(asked, timeout=STATES_S)
+            return [task.result() if task.done() else None for task in asked]
+        finally:
+            for task in asked:
+                task.cancel()
+
+    async def _state(self, command: str) -> str | None:
+        try:
+            return (await self.front.get(command)).state.value
+        except CoordinatorError:
+            return None
 
     # ------------------------------------------------------------ something has happened
 
@@ -375,7 +403,7 @@ class Scheduling:
         self._touch(key)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work, context=self._context)
+        task = self._loop.create_task(work, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

@@ -284,7 +284,7 @@ class _Reader:
 
     def command(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            self.report("$.command", "the command to run: an object with type or definition, and what else it needs")
+            self.report("$.command", "the command to run is needed: an object with type or definition")
             return {}
         known = len(self.faults)
         self.fields(value, _COMMAND_FIELDS, "$.command")

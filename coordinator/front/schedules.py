@@ -6,7 +6,6 @@ run is refused while somebody is there to mend it.  When it runs is not decided 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,7 +14,7 @@ from msgspec import Raw
 
 from coordinator.engine.registry import content_fingerprint
 from coordinator.engine.schedules import Series, Spec, check, moment
-from coordinator.errors import CoordinatorError, InvalidPayload, UnknownSchedule, UnknownType
+from coordinator.errors import InvalidPayload, UnknownSchedule, UnknownType
 from coordinator.front.intake import Faults, Intake
 from coordinator.front.operations import Operations
 from coordinator.model.ids import CommandId, partition_of
@@ -25,9 +24,6 @@ from coordinator.transport.base import Gathered
 
 if TYPE_CHECKING:
     from coordinator.scheduling import Scheduling
-
-STATES_S: Final = 2.0
-"""How long a view waits for the states of last runs, which may be other instances' commands; then it goes without."""
 
 _IN_EFFECT: Final = {"pause": True, "resume": False}
 
@@ -48,7 +44,10 @@ class Schedules(Intake, Operations):
             raise InvalidPayload.at("$.end" if spec.end is not None else "$.cron", "no due time is left")
         lane = self.lane_of(name)
         self.check_running()
-        encoded = raw(content)
+        try:
+            encoded = raw(content)
+        except (OverflowError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise InvalidPayload.at("$", f"cannot be recorded: {error}") from error
         self.check_size("schedule", len(bytes(encoded)))
         self.check_size("by", len(by))
         known = self.engine.schedules.get(lane.partition, name)
@@ -120,26 +119,12 @@ class Schedules(Intake, Operations):
         now = self.pipeline.now()
         views = [self._view(series, now) for series in found]
         runs = [view["last"] for view in views if view["last"] is not None]
-        if self.scheduling is not None and runs:
-            states = await self._states([run["command"] for run in runs])
+        if self.scheduling is not None:
+            states = await self.scheduling.states([run["command"] for run in runs])
             for run, state in zip(runs, states, strict=True):
                 if state is not None:
                     run["state"] = state
         return views
-
-    async def _states(self, commands: list[str]) -> list[str | None]:
-        """The states of these commands, wherever they are; None for those that cannot be told in time."""
-        assert self.scheduling is not None
-        front = self.scheduling.front
-
-        async def state(id: str) -> str | None:
-            try:
-                async with asyncio.timeout(STATES_S):
-                    return (await front.get(id)).state.value
-            except (CoordinatorError, TimeoutError):
-                return None
-
-        return await asyncio.gather(*(state(each) for each in commands))
 
     def _view(self, series: Series, now: int) -> dict[str, Any]:
         asked, last, skipped = series.asked, series.last, series.skipped

@@ -135,7 +135,7 @@ async def operators(world: World) -> None:
             if random.random() < 0.3:
                 await process.ask(_look(id, random.randrange(8)), 2)
             else:
-                operation = random.choices(list(Operation), (4, 4, 3, 1, 2, 1))[0]
+                operation = random.choices(list(Operation), (4, 4, 3, 1, 2, 1, 0))[0]  # to resolve needs a step
                 world.fault(f"operator: {operation}", id)
                 await _operate(world, process, id, operation)
         except (Gone, CoordinatorError) as refused:

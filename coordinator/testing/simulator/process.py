@@ -32,6 +32,7 @@ from coordinator.model.ids import TOKEN_BYTES, CommandId
 from coordinator.model.records import Record
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.pipeline import Pipeline, shown
+from coordinator.scheduling import Scheduling
 from coordinator.server.clock import Clock
 from coordinator.server.metrics import Metrics
 from coordinator.snapshotting import SnapshotSettings
@@ -242,6 +243,7 @@ class Process:
         self.front: Front = self.local
         if plan.group:
             self._join()
+        self.local.scheduling = Scheduling(self.pipeline, self.front)
 
     def _join(self) -> None:
         """What `server.app` builds where instances share a log."""
@@ -279,12 +281,15 @@ class Process:
             await self.server.start()
             membership = SimulatedMembership(self.world, self, self.group.me, self.group.claims)
             tasks.append(asyncio.create_task(self.group.run(self.pipeline.lanes, membership)))
+        assert self.local.scheduling is not None
+        self.local.scheduling.start()
         stop = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
             if not any(task.done() for task in tasks):
                 await self._drain()
         finally:
+            await self.local.scheduling.close()
             for task in (stop, *tasks):
                 task.cancel()
             results = await asyncio.gather(stop, *tasks, return_exceptions=True)
