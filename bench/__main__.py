@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench import recovery, report, throughput
+from bench import recovery, report, throughput, waiting
 from bench.processes import ROOT
 
-_RECOVERY = ("start", "replay", "resume")
+_RECOVERY = ("start", "replay", "resume", "waiting")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +47,9 @@ def _recover(results: report.Results, options: argparse.Namespace) -> None:
     if _selected("resume", options.only):
         with _part(f"resume of {options.uncompleted:,} commands", results):
             results.resume = recovery.resume(options.uncompleted, options.limit)
+    if _selected("waiting", options.only):
+        with _part(f"{options.waiting:,} commands that wait", results):
+            results.waiting = waiting.measure(options.waiting)
 
 
 @contextmanager
@@ -67,6 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: 8)")
     parser.add_argument("--commands", type=int, default=200_000, help="finished commands to replay (default: 200000)")
     parser.add_argument("--uncompleted", type=int, default=10_000, help="commands to resume (default: 10000)")
+    parser.add_argument("--waiting", type=int, default=1_000_000, help="commands that wait (default: 1000000)")
     parser.add_argument("--limit", type=int, default=1_000, help="max_commands while resuming (default: 1000)")
     return parser.parse_args(arguments)
 

@@ -11,8 +11,10 @@ from msgspec import Struct
 
 from bench.recovery import Resumed, Start
 from bench.throughput import Measured
+from bench.waiting import Waiting
 
 CPU_RATIO_MAX, P50_RATIO_MAX, PEAK_MIB_MAX = 3.0, 2.0, 150.0
+WAITING_BYTES_MAX = 1_000.0
 EMPTY_START_S_MAX, REPLAY_S_MAX = 1.0, 15.0
 
 
@@ -24,6 +26,7 @@ class Results(Struct, kw_only=True):
     empty: Start | None = None
     replay: Start | None = None
     resume: Resumed | None = None
+    waiting: Waiting | None = None
     failures: list[str] = []
 
 
@@ -49,6 +52,8 @@ def markdown(results: Results) -> str:
         parts.append(_starts(results))
     if results.resume:
         parts.append(_resume(results.resume))
+    if results.waiting:
+        parts.append(_waiting(results.waiting))
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,6 +121,16 @@ def _resume(row: Resumed) -> str:
         ("peak memory", f"{row.peak_mib:.0f} MiB"),
     ]
     return _table(("resume", ""), (list(fact) for fact in facts))
+
+
+def _waiting(row: Waiting) -> str:
+    facts = [
+        ("commands that wait for a person", f"{row.commands:,}"),
+        ("memory of each", f"{_judged(row.bytes_each, WAITING_BYTES_MAX, '.0f')} bytes"),
+        ("CPU to come to that point", f"{row.asleep_us:.0f} us"),
+        ("CPU to be looked at", f"{row.woken_us:.0f} us"),
+    ]
+    return _table(("waiting", ""), (list(fact) for fact in facts))
 
 
 def _judged(value: float, limit: float, form: str = ".2f") -> str:
