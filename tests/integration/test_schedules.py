@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from itertools import pairwise
@@ -455,3 +457,56 @@ async def test_a_schedule_goes_on_where_its_partition_goes(crew: Crew) -> None:
     await anybody.front.control_schedule(name, "delete", by="ann", reason="")
     with pytest.raises(UnknownSchedule):
         await group.owner(name).front.schedule(name)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[list[Office]]:
+    """Two daemons of one group on Kafka, and one service."""
+    topic = f"schedules-{os.urandom(4).hex()}"
+    async with services("stock") as running:
+        daemons = []
+        for each in ("one", "two"):
+            directory = tmp_path / each
+            log = (
+                f'kind = "kafka"\nbootstrap = "{kafka_bootstrap}"\ntopic = "{topic}"\npartitions = 2\n'
+                f'data_dir = "{directory / "data"}"'
+            )
+            daemons.append(Daemon(directory, config(directory, running, log=log).replace('"test"', f'"{topic}"')))
+        offices = [Office(each, running["stock"]) for each in daemons]
+        try:
+            await asyncio.gather(*(office.start() for office in offices))
+            yield offices
+        finally:
+            for office in offices:
+                await office.http.aclose()
+                office.daemon.close()
+
+
+async def test_on_kafka_another_daemon_goes_on_when_the_owner_is_killed(pair: list[Office]) -> None:
+    """Put through one, fired by the owner of its partition; after kill -9 of that one, by the other: each run once."""
+    stock = pair[0].stock
+    await pair[0].put(overlap="queue")
+    await pair[0].until_ran(2)
+    owner, other = await _owner_first(pair)
+    owner.daemon.kill()
+    ran = len(other.ran())
+    await other.until_ran(ran + 3)
+    view = await other.get()
+    assert view["last"]["command"] in [run["id"] for run in await other.runs()]
+    calls = Counter(each.key for each in stock.arrivals)
+    assert [key for key in calls if key.partition("/")[0] not in {run["id"] for run in await other.runs()}] == []
+    times = [due(key) for key in other.ran()]
+    assert times == sorted(set(times))
+
+
+async def _owner_first(pair: list[Office]) -> list[Office]:
+    """The daemon that owns the schedule's partition, then the other."""
+    async with asyncio.timeout(20):
+        while True:
+            clusters = [(await office.http.get("/v1/cluster")).json() for office in pair]
+            owners = {each["partition"]: each["owner"] for each in clusters[0]["partitions"]}
+            owner = owners.get(partition_of("tick", 2))
+            mine = [cluster["instance"] == owner for cluster in clusters]
+            if any(mine):
+                return [pair[mine.index(True)], pair[mine.index(False)]]
+            await asyncio.sleep(0.05)
