@@ -1,17 +1,9 @@
-"""A definition made ready to run: its templates compiled, and what they refer to checked.
-
-An expression may use ``payload``, ``command`` (id, type, attributes) and the outcomes of steps that have ended when it
-is evaluated: those that its step comes after, for an undo also the step's own, for the result all.  What a step sends
-may also hold ``callback.NAME``, an address at which that datum is taken.  Everything else is refused when the
-definition is registered and not when it runs, because then it is half way through.
-
-A step that comes after another may find its outcome null: it was skipped, was not the first of a join, or is optional
-data that has not come.  Nobody waits for that: what comes after it waits for what it comes after itself.
-"""
+"""A definition made ready to run: its templates compiled, what they refer to checked (`inputs`), its order worked out
+with what may come late (`late`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -19,7 +11,9 @@ from msgspec.structs import replace
 
 from coordinator.awaitables import Retry
 from coordinator.engine import syntax
-from coordinator.engine.expressions import COMMAND_FIELDS, Expression, Scope, compile_expression
+from coordinator.engine.expressions import Expression, Scope, compile_expression
+from coordinator.engine.inputs import Inputs
+from coordinator.engine.late import Late
 from coordinator.engine.templates import Template, path_template, text_template, value_template
 from coordinator.errors import InvalidPayload
 from coordinator.model.call import Request
@@ -35,7 +29,7 @@ from coordinator.model.definition import (
     SavepointRule,
     Step,
 )
-from coordinator.model.reading import Services, did_you_mean, parse
+from coordinator.model.reading import Services, parse
 
 FAULTS_MAX = 100
 
@@ -157,15 +151,8 @@ class _Compiler:
 
     def __init__(self, definition: Definition, faults: list[tuple[str, str]]) -> None:
         self.definition = definition
-        self.names = frozenset(step.name for step in definition.steps)
-        self.data = definition.data
-        self.listeners = frozenset(step.name for step in definition.steps if step.optional)
-        self.renewing = frozenset(name for name, rule in self.data.items() if rule.reruns)
-        self.places: dict[str, Step | Joint] = {place.name: place for place in definition.joints + definition.steps}
-        rerun = {name for name, place in self.places.items() if not self.renewing.isdisjoint(place.ancestors)}
-        self.renewable = self.renewing | (rerun - self.listeners)
-        self.callbacks = {name: rule.name for name, rule in self.data.items()}
-        self.callbacks |= {rule.name: rule.name for rule in self.data.values()}
+        self.inputs = Inputs(definition, self.report)
+        self.late = Late(definition)
         self.faults = faults
 
     def report(self, path: str, fault: str) -> None:
@@ -174,7 +161,7 @@ class _Compiler:
     def plan(self) -> Plan:
         definition = self.definition
         result = value_template(definition.result, "$.result", self.report)
-        self.check(result.expressions, self.names, None)
+        self.inputs.check(result.expressions, self.inputs.steps, "")
         return Plan(
             definition=definition,
             steps=tuple(self.step(step) for step in definition.steps),
@@ -207,9 +194,9 @@ class _Compiler:
             give_up_after=step.give_up_after,
             deadline=step.deadline,
             callbacks={
-                str(path.keys[0]): self.callbacks[str(path.keys[0])]
+                str(path.keys[0]): self.inputs.callbacks[str(path.keys[0])]
                 for path in inputs
-                if path.root == "callback" and path.keys and path.keys[0] in self.callbacks
+                if path.root == "callback" and path.keys and path.keys[0] in self.inputs.callbacks
             },
         )
 
@@ -218,17 +205,16 @@ class _Compiler:
 
     def order(self, place: Step | Joint, when: Expression | None, inputs: list[syntax.Path]) -> dict[str, Any]:
         """The fields of a Place."""
-        after, optional = self.before(place)
+        after, optional = self.late.before(place)
         paths = [*inputs, *(() if when is None else when.inputs)]
         names = dict.fromkeys(str(path.keys[0]) for path in paths if path.root == "steps" and path.keys)
         uses = tuple(name for name in names if name != place.name)
-        renewed = [*optional, *(self.behind(place) if place.join == "all" else ())]
         return {
             "name": place.name,
             "after": after,
             "optional": optional,
-            "renewed": tuple(dict.fromkeys(name for name in renewed if name in self.renewable and name not in after)),
-            "reruns": not self.renewing.isdisjoint(place.ancestors),
+            "renewed": self.late.renewed(place),
+            "reruns": self.late.reruns(place),
             "join": place.join,
             "losers": place.losers,
             "guard": place.guard,
@@ -236,32 +222,6 @@ class _Compiler:
             "savepoint": place.savepoint,
             "uses": uses,
         }
-
-    def before(self, place: Step | Joint) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What the place waits for, and the optional data that it comes after."""
-        after: dict[str, None] = {}
-        optional: dict[str, None] = {}
-        ahead = list(reversed(place.after))
-        while ahead:
-            name = ahead.pop()
-            if name not in self.listeners:
-                after[name] = None
-            elif name not in optional:
-                optional[name] = None
-                ahead += reversed(self.places[name].after)
-        return tuple(after), tuple(optional)
-
-    def behind(self, place: Step | Joint) -> Iterator[str]:
-        """What the place comes after through places that may be skipped, but for those where the first one wins: what
-        has lost there leads nowhere."""
-        found: set[str] = set()
-        ahead = list(place.after)
-        while ahead:
-            before = self.places.get(ahead.pop())
-            if before is not None and before.join == "all" and _may_be_skipped(before) and before.name not in found:
-                found.add(before.name)
-                ahead += before.after
-                yield from before.after
 
     def condition(self, place: Step | Joint) -> Expression | None:
         if place.when is None:
@@ -272,7 +232,7 @@ class _Compiler:
         except syntax.Fault as fault:
             self.report(at, f"bad expression: {fault}")
             return None
-        self.check([when], place.ancestors, place.name.partition("/")[0])
+        self.inputs.check([when], place.ancestors, place.name.partition("/")[0])
         return when
 
     # ------------------------------------------------------------ templates
@@ -288,7 +248,7 @@ class _Compiler:
         )
         plan = RequestPlan(source=request, path=path, body=body, headers=headers, retry=_retry(request), fixed=None)
         for template in plan.templates:
-            self.check(template.expressions, before, step, sends=sends)
+            self.inputs.check(template.expressions, before, step, sends=sends)
         for name, value in headers:
             if value.static and not _is_header_text(value.render({})):
                 self.report(f"{at}.headers.{name}", "a header has no line breaks and no control characters")
@@ -298,63 +258,8 @@ class _Compiler:
 
     def decision(self, step: Step, rule: DecisionRule) -> DecisionPlan:
         template = value_template(rule.input, f"{step.at}.decision.input", self.report)
-        self.check(template.expressions, step.ancestors, step.name, sends=True)
+        self.inputs.check(template.expressions, step.ancestors, step.name, sends=True)
         return DecisionPlan(rule, template)
-
-    # ------------------------------------------------------------ inputs
-
-    def check(
-        self, expressions: Iterable[Expression], before: frozenset[str], step: str | None, *, sends: bool = False
-    ) -> None:
-        """That expressions use only what is there when they are evaluated."""
-        for expression in expressions:
-            for path in expression.inputs:
-                fault = self.fault(path, before, step, sends)
-                if fault is not None:
-                    shown = f"{expression.source[:100]}"
-                    self.report(expression.path, f"in {shown!r} at character {path.start}: {fault}")
-
-    def fault(self, path: syntax.Path, before: frozenset[str], step: str | None, sends: bool) -> str | None:
-        if path.root == "payload":
-            return None
-        if path.root == "command":
-            if not path.keys or path.keys[0] in COMMAND_FIELDS:
-                return None
-            return f"unknown input {str(path)!r}: command has {', '.join(COMMAND_FIELDS)}"
-        if path.root == "callback":
-            return self.callback_fault(path, before, sends)
-        if not path.keys or not isinstance(path.keys[0], str):
-            return 'steps is used with the name of a step: steps.charge or steps["charge"]'
-        name = path.keys[0]
-        if name in self.definition.blocks:
-            return f'"{name}" is a block and has no outcome of its own: use a step in it'
-        if name not in self.names:
-            return f'unknown step "{name}"{did_you_mean(name, self.names)}'
-        if name in before:
-            return None
-        if name == step:
-            return f'the outcome of step "{name}" is not there before it has run (its undo may use it)'
-        return f'step "{name}" does not come before "{step}": name it in after'
-
-    def callback_fault(self, path: syntax.Path, before: frozenset[str], sends: bool) -> str | None:
-        if not sends:
-            return "a callback is for what a step sends: its path, body and headers, or a decision's input"
-        if len(path.keys) != 1 or not isinstance(path.keys[0], str):
-            return 'callback is used with the name of data: callback.otp or callback["otp"]'
-        name = path.keys[0]
-        if name not in self.callbacks:
-            hint = did_you_mean(name, self.callbacks) if self.callbacks else ": no step is given data"
-            return f'unknown data "{name}"{hint}'
-        takers = [step for step, rule in self.data.items() if rule.name == self.callbacks[name]]
-        if before.issuperset(takers) and not any(self.data[step].optional for step in takers):
-            return f'step "{takers[-1]}" has been given "{name}" before: nobody would take another one'
-        return None
-
-
-def _may_be_skipped(place: Step | Joint) -> bool:
-    if isinstance(place, Joint):
-        return not place.entry or place.guard is not None
-    return place.guard is not None or place.when is not None
 
 
 def _retry(request: RequestSource) -> Retry | None:
