@@ -16,7 +16,7 @@ from coordinator.model.command import StepState, StepView
 
 def drawn(plan: Plan, views: Sequence[StepView] = ()) -> str:
     """The flow's chart; ``views`` colour it."""
-    last = {view.name.partition("#")[0]: view for view in views}
+    last = _last_rounds(views)
     nodes = {step.name: f"s{index}" for index, step in enumerate(plan.steps)}
     data = {kind.name: f"d{index}" for index, kind in enumerate(plan.provided)}
     lines = ["flowchart TD", f'  payload[/"{escaped(plan.payload.name)}"/]']
@@ -42,6 +42,16 @@ def _arrows(plan: Plan, step: FlowStep, nodes: dict[str, str]) -> list[str]:
         arrow = "-.->" if each.optional or each.read_only else "-->"
         arrows.append(f"  {start} {arrow}|{escaped(each.kind.name)}| {nodes[step.name]}")
     return arrows
+
+
+def _last_rounds(views: Sequence[StepView]) -> dict[str, StepView]:
+    """Each step's last round; to listen for another datum is no round while there is one that came."""
+    last: dict[str, StepView] = {}
+    for view in views:
+        name = view.name.partition("#")[0]
+        if name not in last or view.state not in (StepState.WAITING, StepState.SKIPPED):
+            last[name] = view
+    return last
 
 
 def _lines(name: str, about: str, last: dict[str, StepView]) -> str:
