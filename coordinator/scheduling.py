@@ -29,12 +29,13 @@ import heapq
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait, moment, run_id
+from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait
 from coordinator.errors import CoordinatorError, IdConflict, IllegalState, Internal, Stopping, UnknownCommand
 from coordinator.logs import get_logger
 from coordinator.model.command import FINAL, Operation
 from coordinator.model.ids import partition_of
 from coordinator.model.records import SCHEMA, Schedule
+from coordinator.model.schedule import moment, run_id
 from coordinator.pipeline import Pipeline
 from coordinator.transport.base import Event, Front, Unwatch, caller
 

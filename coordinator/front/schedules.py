@@ -13,13 +13,15 @@ import msgspec
 from msgspec import Raw
 
 from coordinator.engine.registry import content_fingerprint
-from coordinator.engine.schedules import Series, Spec, check, moment
+from coordinator.engine.schedules import Series
 from coordinator.errors import InvalidPayload, UnknownSchedule, UnknownType
 from coordinator.front.intake import Faults, Intake
 from coordinator.front.operations import Operations
 from coordinator.model.ids import CommandId, partition_of
 from coordinator.model.moments import timestamp
+from coordinator.model.reading.schedule import check
 from coordinator.model.records import SCHEMA, Schedule, raw
+from coordinator.model.schedule import Spec, moment
 from coordinator.transport.base import Gathered
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Schedules(Intake, Operations):
             raise InvalidPayload.all(faults)
         now = self.pipeline.now()
         if spec.after(now, now) is None:
-            raise InvalidPayload.at("$.end" if spec.end is not None else "$.cron", "no due time is left")
+            raise InvalidPayload.at("$.start" if spec.end is None else "$.end", "no due time is left")
         lane = self.lane_of(name)
         self.check_running()
         try:

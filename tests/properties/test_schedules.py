@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
-from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait, check, run_id
+from coordinator.engine.schedules import Ask, Cancel, Note, Schedules, Series, Start, Wait
 from coordinator.engine.snapshots import Header, Whole, cut, restore
 from coordinator.model.moments import timestamp
+from coordinator.model.reading.schedule import check
 from coordinator.model.records import SCHEMA, Schedule, raw
+from coordinator.model.schedule import run_id
 from coordinator.model.settings import EngineSettings
 
 TOKEN = b"owner..."

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from coordinator.engine.schedules import Schedules, Series, Step, run_id
+from coordinator.engine.schedules import Schedules, Series, Step
 from coordinator.errors import CoordinatorError
 from coordinator.lane import Lane
 from coordinator.model.ids import partition_of
 from coordinator.model.records import CommandRecord, Finished, Schedule, Submitted
+from coordinator.model.schedule import run_id
 from coordinator.testing.simulator.judge import Judge
 from coordinator.testing.simulator.plan import plan
 from coordinator.testing.simulator.process import Gone, Process
