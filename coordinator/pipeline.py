@@ -164,8 +164,8 @@ class Pipeline:
         for id in doubtful:
             self.watchers.end(id, Event("error", id, error=lane.refusal))
         if lane.owner is not None or self.group is not None:
-            for command in gone:
-                self.watchers.end(command.id, Event("error", command.id, error=lane.refusal))
+            for id in gone:
+                self.watchers.end(id, Event("error", id, error=lane.refusal))
         if lane.stopped is not None:  # nothing will come here any more, whoever waits since before a step down included
             for watched in self.watchers.ids():
                 if partition_of(watched, len(self.lanes)) == lane.partition:

@@ -10,29 +10,22 @@ slots and timers are the instance's.  One writer, the pipeline, so there are no 
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from msgspec import Raw
-
 from coordinator.admission import gate
-from coordinator.engine import asleep, decide, faults, quarantine
-from coordinator.engine.kinds import HANDLERS, beginning, fold, refold
-from coordinator.engine.quarantine import Entry, Quarantine
+from coordinator.engine import decide
+from coordinator.engine.asleep import Sleeper
+from coordinator.engine.folding import Fold
 from coordinator.engine.registry import Registry
-from coordinator.engine.schedules import Schedules
 from coordinator.engine.service import Service, Stage, Work
-from coordinator.engine.state import Command, Contrary
-from coordinator.engine.transitions import legal, legal_states
-from coordinator.errors import IllegalState, InvalidPayload, UnknownStep
+from coordinator.engine.state import Command
+from coordinator.engine.timers import Timers
 from coordinator.model.call import Answer, Call, Verdict
-from coordinator.model.command import FINAL, Operation, State
-from coordinator.model.damaged import SUBMITTED, Damaged
-from coordinator.model.ids import CommandId, partition_of
+from coordinator.model.command import Operation
+from coordinator.model.damaged import Damaged
+from coordinator.model.ids import CommandId
 from coordinator.model.records import (
-    NIL,
     SCHEMA,
     CommandRecord,
     Control,
@@ -50,18 +43,13 @@ from coordinator.model.records import (
     Undone,
 )
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
-from coordinator.wire.codec import encode
 
 if TYPE_CHECKING:
     from random import Random
 
-_SWEEP_MIN: Final = 1_000  # timers, below which those of ended commands are not worth a search
 _LOCAL: Final = "local"  # what LocalCall calls the service of a function that stands for none
 _NEVER: Final = 1 << 62
 _TURN: Final = 1_000  # commands decided on in one `take`, before others have their turn
-
-_Timer = tuple[float, int, str, CommandId, str]
-"""When it is due, a number that tells it apart, its kind, of which command and step."""
 
 
 class Output(NamedTuple):
@@ -77,22 +65,8 @@ class Output(NamedTuple):
     touched: list[Command]
 
 
-class Shard:
-    """One owned partition: the token and epoch that its records and calls carry."""
-
-    __slots__ = ("commands", "epoch", "token")
-
-    def __init__(self, token: bytes, epoch: int) -> None:
-        self.token = token
-        self.epoch = epoch
-        self.commands: dict[CommandId, Command | bytes] = {}  # those that wait are put to sleep (`asleep`)
-
-    def awake(self) -> list[Command]:
-        return [command for command in self.commands.values() if isinstance(command, Command)]
-
-
-class Engine:
-    """All uncompleted commands of this instance.  ``now`` is always milliseconds since 1970."""
+class Engine(Fold):
+    """What this instance makes of its commands.  ``now`` is always milliseconds since 1970."""
 
     def __init__(
         self,
@@ -101,28 +75,15 @@ class Engine:
         registry: Registry,
         random: Random,
     ) -> None:
+        super().__init__(registry)
         self.settings = settings
-        self.registry = registry
         self.random = random
-        self.commands: dict[CommandId, Command] = {}  # those that are awake
-        self.shards: dict[int, Shard] = {}
-        self.replaying: dict[int, dict[CommandId, Command | bytes]] = {}
-        self.quarantined: defaultdict[int, Quarantine] = defaultdict(Quarantine)
-        self.partitions: int | None = None  # of the whole log, where that is known
-        self._clocks: dict[int, int] = {}  # by partition: the time of the last record
-        self._listed: list[tuple[int, Entry]] = []
-        self.definitions: dict[int, dict[tuple[str, int], tuple[int, Registered]]] = {}  # first in each partition's log
-        self.schedules = Schedules()
         self.services = {name: Service(each, settings, random) for name, each in services.items()}
         self.reserved: dict[CommandId, tuple[bytes, int]] = {}  # submissions on their way to the log
         self.slots: set[CommandId] = set()
         self.blocking: dict[CommandId, frozenset[str]] = {}  # services of commands whose own code raised Blocked
-        self._dirty: dict[CommandId, Command] = {}
+        self.timers = Timers(self.has)
         self._releasable: dict[str, Service] = {}
-        self._timers: list[_Timer] = []
-        self._alarms: defaultdict[int, list[_Timer]] = defaultdict(list)  # of partitions that are being replayed
-        self._timers_swept = _SWEEP_MIN
-        self._sequence = 0
         self._records: list[tuple[int, Record]] = []
         self._finished: list[Command] = []
         self._frozen = False
@@ -138,186 +99,41 @@ class Engine:
 
     def open(self, partition: int, token: bytes, epoch: int) -> None:
         """The partition is replayed and owned: its uncompleted commands are resumed with the next `take`."""
-        shard = self.shards[partition] = Shard(token, epoch)
-        shard.commands = self.replaying.pop(partition, {})
-        self._timers += self._alarms.pop(partition, [])
-        heapq.heapify(self._timers)
+        shard = self.owned(partition, token, epoch)
+        self.timers.owned(partition)
         for command in shard.awake():
-            self.commands[command.id] = command
-            self._dirty[command.id] = command
             self._arm_deadline(command)
-        self.schedules.opened(partition)
 
-    def close(self, partition: int) -> list[Command]:
+    def close(self, partition: int) -> list[CommandId]:
         """The partition is not owned any more: forget its commands; answers under way will be ignored."""
-        shard = self.shards.pop(partition, None)
-        self.replaying.pop(partition, None)
-        self._alarms.pop(partition, None)
-        self.quarantined.pop(partition, None)
-        self._clocks.pop(partition, None)
-        self._listed = [(at, entry) for at, entry in self._listed if at != partition]
-        self.definitions.pop(partition, None)
-        self.schedules.drop(partition)
         self.held.discard(partition)
         self._records = [(at, record) for at, record in self._records if at != partition]
         self.reserved = {id: kept for id, kept in self.reserved.items() if kept[1] != partition}
-        commands = shard.awake() if shard else []
-        for command in commands:
+        awake, gone = self.forgotten(partition)
+        for command in awake:
             self._drop_work(command)
-            self.commands.pop(command.id, None)
             self.slots.discard(command.id)
             self.blocking.pop(command.id, None)
-            self._dirty.pop(command.id, None)
             _end_execution(command)
-        self._sweep()
-        return commands
+        self.timers.forget(partition)
+        return gone
 
-    # ------------------------------------------------------------ the fold
+    # ------------------------------------------------------------ what becomes of a record
 
-    def apply(self, partition: int, offset: int, record: Record | Damaged) -> Command | None:
-        """Folds one durable, valid record, or what stands in its place; returns the command it belongs to.
+    def joined(self, command: Command) -> None:
+        self.reserved.pop(command.id, None)
+        self.slots.add(command.id)
+        self._arm_deadline(command)
 
-        The record joins the command's history.  The same function live and on replay.  Raises CorruptLog for a
-        definition that cannot be applied: any command may rest on it.
-        """
-        shard = self.shards.get(partition)
-        commands = self.replaying.setdefault(partition, {}) if shard is None else shard.commands
-        if type(record) in HANDLERS:
-            found = self._found(partition, commands, record.id)  # type: ignore[union-attr, arg-type]  # each that has one has an id
-            if found is None or found.finished is not None:
-                return None  # the command has ended: nothing after its end counts
-            try:
-                if not fold(found, record) and isinstance(record, Control):  # type: ignore[arg-type]
-                    found.senseless = record
-            except Exception as error:
-                record = self._unapplied(found, offset, record, error)  # type: ignore[arg-type]  # it has a handler
-            command = found
-        elif isinstance(record, (Submitted, Reopened)):
-            begun = self._begun(partition, offset, record, commands)
-            if begun is None:
-                return None
-            command = begun
-        elif isinstance(record, Damaged):
-            damaged = self._damaged(record, commands)
-            if damaged is None:
-                return None
-            command = damaged
-        else:
-            if isinstance(record, Registered):
-                self._register(partition, offset, record)
-                self.definitions.setdefault(partition, {}).setdefault((record.name, record.version), (offset, record))
-            elif isinstance(record, Schedule):
-                self.schedules.apply(partition, offset, record)
-            return None
-        command.touched = max(command.touched, record.at)
-        self._clocks[partition] = record.at or self._clocks.get(partition, 0)
-        command.history.append((offset, record))  # type: ignore[arg-type]
-        if shard is not None:
-            self._dirty[command.id] = command
-            self._settle(command, record)
-        elif command.finished is not None:
-            del commands[command.id]
-            self._finished.append(command)
-        return command
-
-    def recall(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
-        """A command as it was when these records of it were all there were; for looking at, not for going on."""
-        command = self._refolded(partition, records)
+    def retraced(self, command: Command) -> None:
         decide.retrace(self, command)
-        return command
 
-    def _refolded(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
-        offset, first = records[0]
-        if isinstance(first, Damaged):
-            first = quarantine.placeholder(first)
-        assert isinstance(first, (Submitted, Reopened))
-        command = Command(partition, offset, beginning(partition, first))
-        command.history = records
-        command.touched = max(record.at for _, record in records)
-        refold(command)
-        return command
+    def slept(self, partition: int, id: CommandId, sleeper: Sleeper) -> None:
+        for kind, due in (("wake", sleeper.wake_at), ("deadline", sleeper.deadline)):
+            if due:
+                self.timers.arm_later(partition, due, kind, id)
 
-    def _begun(
-        self, partition: int, offset: int, record: Submitted | Reopened, into: dict[CommandId, Command | bytes]
-    ) -> Command | None:
-        """A command begins, or goes on after its end; one that is under way already is what it is."""
-        known = self._found(partition, into, record.id)
-        if known is not None:
-            return known if isinstance(record, Submitted) else None
-        try:
-            command = Command(partition, offset, beginning(partition, record))
-            if isinstance(record, Reopened):
-                command.history = [(offset, record)]
-                refold(command)
-                command.history = []
-        except ValueError as error:
-            data = encode(record)
-            self._list(Damaged(partition, offset, data, f"it cannot be applied: {error}", 11, SCHEMA), parks=False)
-            return None
-        into[record.id] = command
-        if partition in self.shards:
-            self.reserved.pop(record.id, None)
-            self.commands[record.id] = command
-            self.slots.add(record.id)
-            self._arm_deadline(command)
-        return command
-
-    # ------------------------------------------------------------ what cannot be read or applied
-
-    def _damaged(self, damaged: Damaged, commands: dict[CommandId, Command | bytes]) -> Command | None:
-        """Lists it; returns the command that it parks, if there is one.
-
-        Where no command of this id is under way, an intact record would have changed nothing either; except a
-        Submitted, of which at least the id counts.
-        """
-        partition = damaged.partition
-        command = None if damaged.id is None else self._found(damaged.partition, commands, damaged.id)
-        if command is None and damaged.kind == SUBMITTED and damaged.id is not None and self._belongs(damaged):
-            submitted = quarantine.placeholder(damaged)
-            command = self._begun(partition, damaged.offset, submitted, commands)
-        self._list(damaged, parks=command is not None)
-        if command is not None:
-            quarantine.park(command, damaged)
-        return command
-
-    def _belongs(self, damaged: Damaged) -> bool:
-        """Whether its id is one of this partition's: in another's it would get in the way of the rightful command."""
-        if self.partitions is None or damaged.id is None:
-            return True
-        return partition_of(damaged.id, self.partitions) == damaged.partition
-
-    def _unapplied(self, command: Command, offset: int, record: CommandRecord, error: Exception) -> Damaged:
-        """A handler has raised: the command stands where it stood before, and is parked."""
-        if isinstance(error, MemoryError):
-            raise error  # says nothing about the record: the next replay would differ
-        damaged = quarantine.unapplied(command.partition, offset, record, encode(record), faults.described(error))
-        refold(command)
-        self._list(damaged, parks=True)
-        quarantine.park(command, damaged)
-        return damaged
-
-    def _register(self, partition: int, offset: int, record: Registered) -> None:
-        try:
-            self.registry.add(record.name, record.version, record.content)
-        except Exception as error:
-            told = f"the definition {record.name!r} of version {record.version} cannot be applied"
-            damaged = Damaged(partition, offset, encode(record), f"{told}: {faults.described(error)}", 10, SCHEMA)
-            raise damaged.error(
-                "commands rest on it, and its first content in the log is the one that counts"
-            ) from error
-
-    def _list(self, damaged: Damaged, *, parks: bool) -> None:
-        at = damaged.at or self._clocks.get(damaged.partition, 0)
-        entry = quarantine.entry(damaged, at, parks=parks)
-        if self.quarantined[damaged.partition].add(entry):
-            self._listed.append((damaged.partition, entry))
-
-    def take_listed(self) -> list[tuple[int, Entry]]:
-        """What has come to the quarantine lists since the last time, with its partition."""
-        listed, self._listed = self._listed, []
-        return listed
-
-    def _settle(self, command: Command, record: Record | Damaged) -> None:
+    def touched(self, command: Command, record: Record | Damaged) -> None:
         """The work whose answer was just recorded is done; after a Control, exec is run again over the record."""
         if isinstance(record, (Outcome, StepFailed, Undone)):
             if isinstance(record, StepFailed):
@@ -343,81 +159,6 @@ class Engine:
             command.on_the_way.discard((record.what, record.name))
             if record.what == "start":
                 self._arm_deadline(command)
-
-    # ------------------------------------------------------------ asleep and awake
-
-    def has(self, id: CommandId) -> bool:
-        """Whether a command of this id is under way, asleep or not."""
-        return id in self.commands or any(id in shard.commands for shard in self.shards.values())
-
-    def find(self, id: CommandId) -> Command | None:
-        """The command, if it is under way; one that sleeps is woken."""
-        command = self.commands.get(id)
-        if command is not None:
-            return command
-        for partition, shard in self.shards.items():
-            if id in shard.commands:
-                return self._found(partition, shard.commands, id)
-        return None
-
-    def look_at(self, partition: int, id: CommandId) -> Command | None:
-        """The command as it is, for showing only: one that sleeps goes on sleeping."""
-        shard = self.shards.get(partition)
-        found = None if shard is None else shard.commands.get(id)
-        return self._awoken(partition, asleep.unpacked(found)) if isinstance(found, bytes) else found
-
-    def entries(self) -> Iterator[tuple[int, CommandId, Command | bytes]]:
-        """Every command that is under way, with its partition; those that sleep as `asleep.unpacked` takes them.
-
-        In each partition about the newest first.  They may change, come and go between two of them: who looks at a
-        million does so in slices.  (To copy what there is first would take 20 ms for a hundred thousand.)
-        """
-        for partition, shard in list(self.shards.items()):
-            for id in reversed(list(shard.commands)):
-                entry = shard.commands.get(id)
-                if entry is not None and self.shards.get(partition) is shard:
-                    yield partition, id, entry
-
-    @property
-    def under_way(self) -> int:
-        """How many commands are, on this instance."""
-        return sum(len(shard.commands) for shard in self.shards.values())
-
-    def _found(self, partition: int, commands: dict[CommandId, Command | bytes], id: CommandId) -> Command | None:
-        found = commands.get(id)
-        if not isinstance(found, bytes):
-            return found
-        sleeper = asleep.unpacked(found)
-        if partition not in self.shards:  # on replay: what it waits for is found out when that is over
-            command = commands[id] = self._refolded(partition, sleeper.history(partition))
-            return command
-        command = self._awoken(partition, sleeper)
-        commands[id] = self.commands[id] = self._dirty[id] = command  # dirty: it sleeps on unless something happens
-        return command
-
-    def sleeps(self, partition: int, id: CommandId, sleeping: bytes) -> None:
-        """On replay: a command of a Snapshot, which slept when that was cut, sleeps on."""
-        self.replaying.setdefault(partition, {})[id] = sleeping
-        alarms, sleeper = self._alarms[partition], asleep.unpacked(sleeping)
-        for kind, due in (("wake", sleeper.wake_at), ("deadline", sleeper.deadline)):
-            if due:
-                self._sequence += 1
-                alarms.append((due, self._sequence, kind, id, ""))
-
-    def _awoken(self, partition: int, sleeping: asleep.Sleeper) -> Command:
-        """By the fold, as after a restart: there is no second way to come to a state."""
-        command = self.recall(partition, sleeping.history(partition))
-        command.calls_made, command.wake_at, command.waits = sleeping.calls_made, sleeping.wake_at, sleeping.waits
-        return command
-
-    def _put_to_sleep(self, command: Command) -> None:
-        """Nothing is to be done for it but wait, perhaps for months: its records are all that is kept."""
-        busy = command.work or command.on_the_way or command.expected or command.rerun_at
-        if busy or command.proposed is not None:
-            return
-        self.shards[command.partition].commands[command.id] = asleep.packed(command)
-        del self.commands[command.id]
-        _end_execution(command)
 
     # ------------------------------------------------------------ events in
 
@@ -502,77 +243,14 @@ class Engine:
         work.service.unknown(work, now, failure, answer.retry_after_ms, down=down)
         if command.type is not None and command.type.pause_after is not None:
             self._propose(command.partition, decide.unknown(command, work, failure, now))
-        self._dirty[command.id] = command
+        self.dirty[command.id] = command
 
     def _give_up(self, command: Command, work: Work, failure: Failure, now: float, *, down: bool = False) -> None:
         work.service.gave_up(work, now, down=down)
         self._propose(command.partition, decide.given_up(command, work, failure, now))
 
-    def control(
-        self,
-        command: Command,
-        operation: Operation,
-        now: float,
-        *,
-        reason: str,
-        by: str,
-        step: str,
-        input: Raw | None,
-    ) -> Control | None:
-        """Proposes an operator's request, and returns its record; None if it is in effect already.
-
-        It was too late if it is the command's ``senseless`` once it is recorded.  Raises IllegalState or UnknownStep.
-        """
-        state = command.state
-        if command.quarantined is not None and operation is not Operation.ABORT:
-            raise IllegalState(
-                f"{operation} is not legal while a record of the command is in quarantine, for what that has decided "
-                "is not known: look at its history, mend by hand what must be mended, then abort it",
-                legal_states=[each for each in legal_states(operation) if each != State.DEAD_LETTER],
-            )
-        if _in_effect(command, operation):
-            return None
-        if not legal(state, operation):
-            raise IllegalState(
-                f"{operation} is not legal while the command is {state}", legal_states=legal_states(operation)
-            )
-        if operation in (Operation.REQUEUE, Operation.RESOLVE):
-            self._check_letter(command, step, operation)
-        record = Control(
-            SCHEMA,
-            b"",
-            int(now),
-            command.id,
-            operation.value,
-            reason=reason,
-            by=by,
-            step=step,
-            input=NIL if input is None else input,
-            replaces=input is not None,
-        )
-        command.expected += 1
-        self._propose(command.partition, record)
-        return record
-
-    def _check_letter(self, command: Command, name: str, operation: Operation) -> None:
-        """That the step is a dead letter; for `resolve`, that it is an undo."""
-        if not name:
-            raise InvalidPayload.at("$.step", "the name of the dead-lettered step is needed")
-        step = command.steps.get(name)
-        letters = f"dead letters: {decide.parked_names(command)}"
-        if step is None:
-            raise UnknownStep(f"the command has no step {name!r}; {letters}")
-        if not step.parked:
-            raise IllegalState(f"step {name!r} is no dead letter; {letters}", legal_states=legal_states(operation))
-        if operation is Operation.RESOLVE and not step.undoing:
-            raise IllegalState(
-                f"resolve marks an undo as done by hand, and step {name!r} has not even succeeded: "
-                "requeue it, retry, cancel or abort",
-                legal_states=legal_states(operation),
-            )
-
-    def signal(self, command: Command, record: Signal) -> None:
-        """Proposes data or a decision for the command; the record comes without a token."""
+    def ask(self, command: Command, record: Control | Signal) -> None:
+        """Proposes what somebody outside asks for, and waits for."""
         command.expected += 1
         self._propose(command.partition, record)
 
@@ -594,7 +272,7 @@ class Engine:
 
     def due(self, now: float) -> float | None:
         """When `tick` should be called next."""
-        first = self._timers[0][0] if self._timers else None
+        first = self.timers.first
         for service in self.services.values():
             if len(service.queue):
                 due = service.due(now)
@@ -604,11 +282,10 @@ class Engine:
 
     def tick(self, now: float) -> None:
         """Times that have come; late is as good as in time."""
-        while self._timers and self._timers[0][0] <= now:
-            _, _, kind, id, name = heapq.heappop(self._timers)
-            command = self.find(id)
+        while (alarm := self.timers.pop(now)) is not None:
+            command = self.find(alarm.id)
             if command is not None and command.finished is None:
-                self._timer(command, kind, name, now)
+                self._timer(command, alarm.kind, alarm.step, now)
         for service in self.services.values():
             if len(service.queue):
                 self._releasable[service.name] = service
@@ -626,26 +303,13 @@ class Engine:
                 self._give_up(command, work, work.failure or Failure("unknown"), now)
         else:
             command.wake_at = 0.0
-            self._dirty[command.id] = command
+            self.dirty[command.id] = command
 
     def wake(self, command: Command, at: float, now: float) -> None:
         """Sees to it that the command is decided on at ``at``, or before; it will ask again then."""
         if not now < command.wake_at <= at:
             command.wake_at = at
-            self.arm(at, "wake", command)
-
-    def arm(self, due: float, kind: str, command: Command, name: str = "") -> None:
-        """A volatile timer: ``deadline``, ``give_up`` or ``wake``."""
-        self._sequence += 1
-        heapq.heappush(self._timers, (due, self._sequence, kind, command.id, name))
-        if len(self._timers) > 2 * self._timers_swept:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Drops the timers of commands that have ended: a deadline of a day must not be kept for a day."""
-        self._timers = [timer for timer in self._timers if self.has(timer[3])]
-        heapq.heapify(self._timers)
-        self._timers_swept = max(_SWEEP_MIN, len(self._timers))
+            self.timers.arm(at, "wake", command.id)
 
     def run_again(self, command: Command, due: float, *, blocked: bool) -> None:
         """The command's own code raised Delayed or Blocked: it is run again at ``due``.
@@ -657,7 +321,7 @@ class Engine:
         if blocked:
             declared = self.registry.resolve_submitted(command.submitted).services
             self.blocking[command.id] = declared or frozenset((*self.services, _LOCAL))
-        self.arm(due, "wake", command)
+        self.timers.arm(due, "wake", command.id)
 
     def stop_waiting(self, command: Command) -> None:
         """Its code may be run again now."""
@@ -670,7 +334,7 @@ class Engine:
     def _arm_deadline(self, command: Command) -> None:
         deadline = command.deadline
         if deadline is not None:
-            self.arm(deadline, "deadline", command)
+            self.timers.arm(deadline, "deadline", command.id)
 
     # ------------------------------------------------------------ out
 
@@ -678,7 +342,7 @@ class Engine:
         """Decides for all dirty commands; returns what has gathered since the last time."""
         calls: list[Call] = []
         touched: list[Command] = []
-        while (self._dirty or self._releasable) and len(touched) < _TURN:
+        while (self.dirty or self._releasable) and len(touched) < _TURN:
             for command in self._next_dirty(_TURN):
                 touched.append(command)
                 try:
@@ -698,46 +362,16 @@ class Engine:
 
     def _next_dirty(self, count: int) -> list[Command]:
         """Those to be decided on next: all, unless a new owner has found a hundred thousand."""
-        dirty, self._dirty = self._dirty, {}
+        dirty, self.dirty = self.dirty, {}
         if len(dirty) > count:
             rest = list(dirty.items())
-            dirty, self._dirty = dict(rest[:count]), dict(rest[count:])
+            dirty, self.dirty = dict(rest[:count]), dict(rest[count:])
         return list(dirty.values())
 
     @property
     def busy(self) -> bool:
         """Whether `take` has left something for its next turn."""
-        return bool(self._dirty)
-
-    def oldest(self, partition: int, otherwise: int) -> int:
-        """The offset at which the earliest command that is open began; ``otherwise`` if none is.
-
-        They are kept in the order in which they began, live, on replay and from a snapshot.
-        """
-        shard = self.shards.get(partition)
-        commands = self.replaying.get(partition, {}) if shard is None else shard.commands
-        first = next(iter(commands.values()), None)
-        return (
-            otherwise
-            if first is None
-            else first.offset
-            if isinstance(first, Command)
-            else asleep.unpacked(first).offset
-        )
-
-    def first_submitted(self) -> list[int]:
-        """When the earliest command under way was submitted (ms), in each partition that has one."""
-        firsts = (next(iter(shard.commands.values()), None) for shard in self.shards.values())
-        return [
-            each.submitted.at if isinstance(each, Command) else asleep.unpacked(each).at
-            for each in firsts
-            if each is not None
-        ]
-
-    def take_replayed(self) -> list[Command]:
-        """The commands whose end has been replayed since the last time."""
-        finished, self._finished = self._finished, []
-        return finished
+        return bool(self.dirty)
 
     def active(self) -> int:
         """Commands that move on by themselves at once: what a drain waits for (delayed ones would hold it for ever)."""
@@ -751,7 +385,7 @@ class Engine:
         (self.held.add if held else self.held.discard)(partition)
         shard = self.shards.get(partition)
         if shard is not None:
-            self._dirty.update((command.id, command) for command in shard.awake())
+            self.dirty.update((command.id, command) for command in shard.awake())
 
     def calling(self, partition: int) -> bool:
         """Whether a call of the partition's commands is still to be answered."""
@@ -771,8 +405,9 @@ class Engine:
             self.slots.add(command.id)
         else:
             self.slots.discard(command.id)
-            if command.waits:
-                self._put_to_sleep(command)
+            if command.waits and not _is_busy(command):
+                self.put_to_sleep(command)
+                _end_execution(command)
 
     def _forget(self, command: Command) -> None:
         self._drop_work(command)
@@ -802,7 +437,7 @@ class Engine:
         work.service.offer(work, now)
         self._releasable[work.service.name] = work.service
         if work.give_up_at is not None:
-            self.arm(work.give_up_at, "give_up", work.command, work.step)
+            self.timers.arm(work.give_up_at, "give_up", work.command.id, work.step)
 
     def service(self, name: str) -> Service:
         """The service's state; a name without configuration (a local step's) gets the defaults.
@@ -852,17 +487,10 @@ class Engine:
         command.work.clear()
 
 
-def _in_effect(command: Command, operation: Operation) -> bool:
-    """Whether the same request was granted before: asking twice is idempotent."""
-    if command.state in FINAL:
-        return False
-    if operation is Operation.PAUSE:
-        return command.paused
-    if operation is Operation.CANCEL:
-        return command.contrary is Contrary.CANCELLED and command.state is State.COMPENSATING
-    if operation is Operation.ABORT:
-        return command.aborted
-    return False
+def _is_busy(command: Command) -> bool:
+    """Whether something of it is under way that its records do not tell."""
+    under_way = command.work or command.on_the_way or command.expected or command.rerun_at
+    return bool(under_way) or command.proposed is not None
 
 
 def _end_execution(command: Command) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw
 
+from coordinator.engine import requests
 from coordinator.engine.state import Command
 from coordinator.engine.transitions import legal_states
 from coordinator.errors import IllegalState, LogUnavailable, Unavailable
@@ -42,8 +43,9 @@ class Operations(Base):
         ):
             self.check_size(what, size)
         now, earlier = self.pipeline.now(), _controls(command)
-        asked = self.engine.control(command, operation, now, reason=reason, by=by, step=step, input=replaced)
+        asked = requests.control(command, operation, now, reason=reason, by=by, step=step, input=replaced)
         if asked is not None:
+            self.engine.ask(command, asked)
             self.pipeline.pump()
             await self._settled(command.partition)
             if operation is Operation.ABORT:  # its end was proposed by then: the answer shows it

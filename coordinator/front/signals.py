@@ -83,7 +83,7 @@ class Signals(Operations):
         if command.quarantined is not None or command.aborted:
             raise IllegalState("data is of no use to the command any more", legal_states=waiting_states())
         if not self._is_known(command, signal):
-            self.engine.signal(command, signal)
+            self.engine.ask(command, signal)
             self.pipeline.pump()
             await self._settled(command.partition)
             if command.finished is not None and command.expected:
@@ -166,7 +166,7 @@ class Signals(Operations):
             raise Forbidden(f"{step} is decided by one of: {', '.join(wanted)}", roles=list(wanted))
         value = raw({"approve": approve, "comment": comment})
         signal = Signal(SCHEMA, b"", self.pipeline.now(), command.id, step, value, by=by, channel="decision")
-        self.engine.signal(command, signal)
+        self.engine.ask(command, signal)
         self.pipeline.pump()
         await self._settled(command.partition)
         if _first_decision(command, step) is not signal:

@@ -20,6 +20,7 @@ import msgspec
 from coordinator import App, Saga, post
 from coordinator.admission.gate import Decision
 from coordinator.admission.gate import Request as GateRequest
+from coordinator.engine import requests
 from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.engine.state import Command
@@ -102,7 +103,9 @@ class Desk:
         replaced = None if input is None else raw(input)
         command = self.engine.find(CommandId(id))
         assert command is not None
-        asked = self.engine.control(command, operation, self.now, reason="because", by="op", step=step, input=replaced)
+        asked = requests.control(command, operation, self.now, reason="because", by="op", step=step, input=replaced)
+        if asked is not None:
+            self.engine.ask(command, asked)
         if turn:
             self.turn()
         return asked is not None
