@@ -40,7 +40,54 @@ async def run_graph(
     """
     if not isinstance(graph, Graph):
         graph = Graph(graph)
+    if graph.plain:
+        return await _Once(graph, saga, context).run()
     return await _Runner(graph, saga, context).run(saga.revision if revision is None else revision)
+
+
+class _Once:
+    """A graph in which each node runs once, after all that it needs: most of them are, and they need nobody to decide.
+
+    Who ends begins its followers, the first of them in its own place, so that a chain is one coroutine.
+    """
+
+    __slots__ = ("_context", "_graph", "_group", "_missing", "_saga", "_values")
+
+    def __init__(self, graph: Graph, saga: Saga, context: Any) -> None:
+        self._graph = graph
+        self._saga = saga
+        self._context = context
+        self._missing = {name: len(edges.required) for name, edges in graph.edges.items()}
+        self._values: dict[str, Any] = {}
+        self._group = Group()
+
+    async def run(self) -> dict[str, Any]:
+        ready = [name for name, missing in self._missing.items() if not missing]
+        while len(ready) == 1:
+            ready = await self._node(ready[0])
+        for name in ready:
+            await Start(self._group, self._from(name))
+        if ready:
+            await Ended(self._group)
+        return self._values
+
+    async def _from(self, name: str) -> None:
+        ready = await self._node(name)
+        while ready:
+            for other in ready[1:]:
+                await Start(self._group, self._from(other))
+            ready = await self._node(ready[0])
+
+    async def _node(self, name: str) -> list[str]:
+        """Runs it; who can begin now."""
+        value = await self._graph.nodes[name].run(Run(name, 1, self._values, self._saga, self._context))
+        self._values[name] = None if value is SKIPPED else value
+        ready = []
+        for each in self._graph.edges[name].demanded_by:
+            self._missing[each] -= 1
+            if not self._missing[each]:
+                ready.append(each)
+        return ready
 
 
 class _Status(Enum):

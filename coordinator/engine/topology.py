@@ -92,7 +92,7 @@ class Graph:
     Raises ValueError for a cycle (shown as a path), and for a name that is used twice or unknown.
     """
 
-    __slots__ = ("_needs", "_upstream", "backwards", "edges", "nodes")
+    __slots__ = ("_needs", "_upstream", "backwards", "edges", "nodes", "plain")
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes: dict[str, Node] = {}
@@ -107,6 +107,10 @@ class Graph:
         order = _sorted({name: _sources(node) for name, node in self.nodes.items()})
         self.backwards = tuple(reversed(order))  # whoever follows comes before whom it follows
         self.edges = self._edges()
+        self.plain = all(
+            node.join == "all" and node.savepoint is None and not node.listens and not node.reruns
+            for node in self.nodes.values()
+        )  # each node runs once, after all that it needs
         self._needs: dict[str, frozenset[str]] = {}
         self._upstream: dict[str, frozenset[str]] = {}
 
@@ -140,7 +144,7 @@ class Graph:
         return {
             name: Edges(
                 index,
-                _waited(node) if node.join == "any" else (*node.after, *_waited(node)),
+                tuple(dict.fromkeys((*(node.after if node.join == "all" else ()), *_waited(node)))),
                 tuple(demanded_by[name]),
                 tuple(triggers[name]),
                 tuple(followers[name]),

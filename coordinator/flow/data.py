@@ -89,23 +89,20 @@ def use_of(annotation: Any) -> Use:
     return Use(Kind(name or _name_of(annotation), decoded), optional, read_only)
 
 
-def asked_of(annotation: Any) -> Any:
-    """The ``T`` (or ``T | None``: it may be left out) of an ``Asks[T]``; raises LookupError if it is none."""
-    if get_origin(annotation) not in (Union, UnionType):
-        raise LookupError
-    members = get_args(annotation)
-    outcomes = [get_args(member)[0] for member in members if get_origin(member) is OutcomeOf]
-    if not outcomes:
-        raise LookupError
-    return outcomes[0] | None if NoneType in members and outcomes[0] is not None else outcomes[0]
+def asked_of(annotation: Any) -> tuple[Any, bool]:
+    """The ``T`` of an ``Asks[T]``, and whether it may be left out (``Asks[T] | None``); LookupError if it is none."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    for member in members:
+        if get_origin(member) is OutcomeOf:
+            return get_args(member)[0], NoneType in members
+    raise LookupError
 
 
 def _name_of(type: Any) -> str:
     if isinstance(type, NewType):
         return type.__name__
     if not isinstance(type, builtins.type) or get_origin(type) is not None:
-        shown = getattr(type, "__name__", None) or str(type)
-        raise TypeError(f"{shown} has no name to know it by: use a class, a NewType or Annotated[…, Datum(name)]")
+        raise TypeError(f'{type} has no name to know it by: use a class, a NewType or Annotated[…, Datum("name")]')
     if type.__module__ in _GENERAL:
         raise TypeError(
             f"{type.__name__} is no datum, since many things are one: use a class, a NewType or "

@@ -179,7 +179,12 @@ class _Planner:
     def _fields(self, payload: Any, later: Sequence[Kind]) -> None:
         """The payload's fields that are data which steps take, or clients may provide."""
         wanted = {each.kind.name for step in self.steps for each in step.inputs} | {kind.name for kind in later}
-        for field, use in _fields_of(payload).items():
+        try:
+            fields = _fields_of(payload)
+        except NameError as error:
+            self.faults.append(f"the payload, {_shown(payload)}: {error} (where its types are to be found)")
+            return
+        for field, use in fields.items():
             kind = use.kind
             if kind is not None and kind.name in wanted and self.kinds.get(kind.name, kind) == kind:
                 self._source(Source(self._known(kind), "field", node=self._listened(kind, later), field=field,
@@ -249,15 +254,11 @@ class _Planner:
 
 
 def _fields_of(payload: Any) -> dict[str, Use]:
-    """The fields of a payload that are data."""
+    """The fields of a payload that are data; raises NameError for a type that is not where its class is."""
     uses: dict[str, Use] = {}
     if not (isinstance(payload, type) and hasattr(payload, "__annotations__")):
         return uses
-    try:
-        hints = get_type_hints(payload, include_extras=True)
-    except NameError:
-        return uses  # its own business: msgspec will tell when it cannot decode it
-    for field, annotation in hints.items():
+    for field, annotation in get_type_hints(payload, include_extras=True).items():
         try:
             uses[field] = use_of(annotation)
         except TypeError:

@@ -206,9 +206,9 @@ def _outcome(bare: FlowStep, hints: dict[str, Any], saga: str | None, faults: li
     if "return" not in hints:
         faults.append(f"step {bare.name} does not say what it returns")
         return sort, Use(None)
-    annotation = hints["return"]
+    annotation, omissible = hints["return"], False
     try:
-        annotation = asked_of(annotation)
+        annotation, omissible = asked_of(annotation)
         sort = "asks"
     except LookupError:
         pass
@@ -231,7 +231,7 @@ def _outcome(bare: FlowStep, hints: dict[str, Any], saga: str | None, faults: li
     if use is WHOLE_SAGA:
         faults.append(f"step {bare.name} returns the saga, which is no datum")
         return sort, Use(None)
-    return sort, use
+    return sort, replace(use, optional=use.optional or omissible)
 
 
 def _undo_takes(bare: FlowStep, inputs: tuple[Input, ...], faults: list[str]) -> tuple[str, ...]:

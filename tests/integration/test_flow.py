@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NewType
+from pathlib import Path
+from typing import Any, NewType
 
 import msgspec
 import pytest
@@ -158,6 +159,21 @@ async def test_the_diagram_shows_the_flow_in_the_colours_of_its_steps() -> None:
         assert '"<b>Otp</b><br/>provided<br/>waiting"' in drawn
         assert '"<b>tokenise</b><br/>cards<br/>succeeded"' in drawn
         assert '"<b>charge</b><br/>bank"' in drawn
+
+
+async def test_the_documented_flow_runs_as_documented() -> None:
+    """The first block of docs/dataflow.md is a program."""
+    text = Path(__file__).parents[2].joinpath("docs", "dataflow.md").read_text(encoding="utf-8")
+    program: dict[str, Any] = {"__name__": "payments"}
+    source = text.partition("```python\n")[2].partition("```")[0]
+    exec(compile(source, "payments.py", "exec", dont_inherit=True), program)
+    async with coordinator.embedded(program["app"], clock=FakeClock("2026-11-21T09:00:00Z")) as c:
+        script(c)
+        await c.submit("CardPayment", PAYMENT, id="p")
+        await c.settled()
+        assert (await c.get("p")).waiting_for == ["Otp"]
+        await c.provide("p", "Otp", "123456")
+        assert (await c.wait("p")).result == {"number": "i-100"}
 
 
 async def test_it_survives_a_crash_at_every_place() -> None:

@@ -172,8 +172,10 @@ def test_whatever_is_answered_everybody_stands_on_what_stays(nodes: list[Node], 
 
 @given(graphs(plain=True), st.data())
 def test_nobody_waits_for_a_layer(nodes: list[Node], data: st.DataObject) -> None:
-    """At any time, exactly those nodes are pending whose sources have all ended, and that have not."""
-    world = World(nodes)
+    """At any time, exactly those nodes are pending whose sources have all ended, and that have not; whether somebody
+    listens beside them, so that there is more to decide, or not."""
+    listener = Node(name="x", run=_datum, listens=True)
+    world = World([*nodes, listener] if data.draw(st.booleans()) else nodes)
     while not world.execution.done:
         ended = set(world.standing)
         ready = {node.name for node in nodes if node.name not in ended and ended.issuperset(node.after)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Any, NewType
 
 import msgspec
@@ -143,7 +145,49 @@ def test_a_step_without_a_service_cannot_be_put_on_another() -> None:
         anywhere.on("y")
 
 
+def test_a_datum_may_be_of_any_type_that_is_given_a_name() -> None:
+    """Its name is the one to provide it by; its limits stay."""
+    Items = Annotated[list[Annotated[str, msgspec.Meta(max_length=3)]], Datum("Items"), msgspec.Meta(max_length=2)]
+
+    @step(service="a")
+    def sends(items: Items) -> Asks[None]:
+        return post("a", "/")
+
+    made = flow(sends, provided=(Items,)).type()
+    assert made.data == frozenset({"Items"})
+    assert msgspec.convert(["a"], made.shapes["Items"]) == ["a"]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(["a", "b", "c"], made.shapes["Items"])
+
+
+def test_classes_of_other_makes_are_data_too() -> None:
+    """Whatever msgspec can read: data classes, enumerations."""
+
+    @dataclass
+    class Address:
+        street: str
+
+    class Size(Enum):
+        SMALL = "s"
+
+    @step(service="a")
+    def sends(address: Address, size: Size) -> Asks[None]:
+        return post("a", "/")
+
+    assert flow(sends, payload=Address, provided=(Size,)).type().data == frozenset({"Size"})
+
+
 # ---------------------------------------------------------------- what is refused
+
+
+def test_a_type_without_a_name_is_refused() -> None:
+    """There would be nothing to provide it by."""
+
+    @step(service="a")
+    def sends(cards: list[Card]) -> Asks[None]:
+        return post("a", "/")
+
+    assert "has no name to know it by" in faults(sends)[0]
 
 
 def test_all_faults_are_told_at_once() -> None:
@@ -399,6 +443,18 @@ def test_a_step_and_a_datum_have_names_of_their_own() -> None:
 def test_services_that_are_given_are_all_that_its_steps_ask() -> None:
     """A step that declares another one is a mistake in one of the two places."""
     assert faults(tokenise, services=["bank"]) == ("step tokenise asks cards, which is not among the flow's services",)
+
+
+def test_a_payload_whose_types_cannot_be_found_is_refused() -> None:
+    """msgspec could not decode it either, but would only tell when a command comes."""
+
+    class Inner(msgspec.Struct):
+        x: int
+
+    class Outer(msgspec.Struct):
+        inner: Inner
+
+    assert "name 'Inner' is not defined" in faults(tokenise, provided=(Card,), payload=Outer)[0]
 
 
 def test_an_empty_flow_is_refused() -> None:

@@ -253,6 +253,16 @@ def test_a_step_may_be_left_out() -> None:
     assert large.pending == {"price"}
 
 
+def test_a_step_without_an_outcome_may_be_left_out_too() -> None:
+    """Nobody takes anything from it."""
+
+    @step(service="mail")
+    def thank(payment: Payment) -> Asks[None] | None:
+        return None
+
+    assert Driven(thank).execution.skipped == {"thank": "mail"}
+
+
 class Order(msgspec.Struct):
     payment: Payment
 
