@@ -12,9 +12,12 @@ from typing import Any, Literal, get_type_hints
 
 from msgspec import Struct
 
+from coordinator.awaitables import StepCall
+from coordinator.engine.misuse import MisusedSaga, check
 from coordinator.engine.topology import find_cycle
 from coordinator.flow.data import Kind, Use, use_of
 from coordinator.flow.steps import FlowStep, Input
+from coordinator.model.call import Request
 
 
 class FlowError(ValueError):
@@ -135,8 +138,29 @@ class _Planner:
             if step.name in names:
                 self.faults.append(f"two steps are called {step.name}: give one another name, {step.name}.named(…)")
             names.add(step.name)
+            self._check_options(step)
             if services is not None and step.asks not in ("", "local", *services):
                 self.faults.append(f"step {step.name} asks {step.asks}, which is not among the flow's services")
+
+    def _check_options(self, step: FlowStep) -> None:
+        """What would be a mistake of exec when the step is issued is one now: its name, durations, retries."""
+        call = StepCall(
+            name=step.name,
+            request=Request(service=step.asks or "any"),
+            retry=step.retry,
+            undo_retry=step.undo_retry,
+            timeout=step.timeout,
+            undo_timeout=step.undo_timeout,
+            give_up_after=step.give_up_after,
+            deadline=step.deadline,
+        )
+        try:
+            check(call)
+        except MisusedSaga as mistake:
+            self.faults.append(str(mistake))
+        point = step.savepoint
+        if point is not None and (point.attempts < 1 or point.then not in ("retry", "undo", "dead_letter")):
+            self.faults.append(f"step {step.name}: a savepoint retries, undoes or holds, 1 time or more, not {point}")
 
     def _kind(self, what: str, type: Any, *, told: bool = False) -> Kind | None:
         """``told``: what is wrong with it has been said already."""

@@ -18,7 +18,9 @@ from coordinator import (
     PauseAfter,
     ReadOnly,
     Request,
+    Retry,
     Saga,
+    Savepoint,
     post,
     step,
 )
@@ -455,6 +457,24 @@ def test_a_payload_whose_types_cannot_be_found_is_refused() -> None:
         inner: Inner
 
     assert "name 'Inner' is not defined" in faults(tokenise, provided=(Card,), payload=Outer)[0]
+
+
+def test_options_that_would_fail_later_fail_now() -> None:
+    """Durations, retries, names, savepoints."""
+
+    @step(service="a", timeout="soon", savepoint=Savepoint(attempts=0))
+    def late(card: Card) -> Asks[Token]:
+        return post("a", "/")
+
+    @step(service="a", retry=Retry(attempts=0))
+    def tired(card: Card) -> Asks[Proof]:
+        return post("a", "/")
+
+    told = faults(late, tired, tokenise.named("x/undo"))
+    assert "step 'late': timeout: " in told[0]
+    assert told[1].startswith("step late: a savepoint retries")
+    assert any("retry.attempts" in fault for fault in told)
+    assert any("does not end in /undo" in fault for fault in told)
 
 
 def test_an_empty_flow_is_refused() -> None:
