@@ -205,6 +205,7 @@ class Saga:
         group, decided = Group(), Gate()
         won: list[tuple[Branch, Any]] = []
         failed: list[Exception] = []
+        broken: list[Exception] = []
         running: list[Branch] = []
 
         async def run(index: int, awaited: Awaitable[Any]) -> None:
@@ -214,6 +215,9 @@ class Saga:
                 failed.append(failure)
                 if len(failed) == len(branches):
                     decided.open()
+            except Exception as error:  # Delayed, or a mistake: no branch's failure, but that of all
+                broken.append(error)
+                decided.open()
             else:
                 won.append((running[index], result))
                 decided.open()
@@ -222,7 +226,7 @@ class Saga:
             running.append(await Start(group, run(index, awaited)))
         await decided
         if not won:
-            raise failed[0]
+            raise (broken or failed)[0]
         winner, result = won[0]
         await Discard(tuple(branch for branch in running if branch is not winner), undo=losers == "undo")
         return result

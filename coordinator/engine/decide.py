@@ -75,16 +75,34 @@ def _course(engine: Engine, command: Command, now: float) -> None:
     execution = _synchronise(engine, command, now)
     if command.type is not None and command.type.pause_after is not None:
         times.of_errors(engine, command, command.type.pause_after, now)
-    if command.paused:
+    if command.paused or command.poison is not None:
         engine.withhold(command.work.values())
-    elif execution is None or command.poison is not None:
         return
-    elif command.failure is not None:
+    if execution is None:
+        return
+    if command.dead_letters:
+        _take_off(engine, command, execution, now)
+    if command.failure is not None:
         _compensate(engine, command, execution, now)
     elif execution.done:
         _complete(engine, command, execution, now)
     else:
         _forward(engine, command, execution, now)
+
+
+def _take_off(engine: Engine, command: Command, execution: Execution, now: float) -> None:
+    """Dead letters that nobody waits for any more: what is known to have failed has failed, and a savepoint that was
+    given up stops nobody.  A step in doubt and an undo are still to be seen to; a deadline leaves all to a person."""
+    if command.contrary is Contrary.DEADLINE:
+        return
+    for name, step in command.steps.items():
+        if not step.parked or step.undoing or step.in_doubt or step.failure is None or command.proposed is not None:
+            continue
+        if name not in execution.holds if step.held else name in execution.orphans:
+            record = StepFailed(
+                SCHEMA, b"", int(now), command.id, name, step.service, step.attempts, step.failure, "failed"
+            )
+            _park(engine, command, record)
 
 
 def _before_start(engine: Engine, command: Command, now: float) -> None:
@@ -121,6 +139,8 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
 
 def retrace(engine: Engine, command: Command) -> None:
     """Runs exec over the record, to see which steps it issued and skipped; decides nothing, and may find nothing."""
+    if command.started_at is None:
+        return  # when it will have begun is not known yet, and exec may ask for that
     try:
         command.execution = Execution(*_start(engine, command))
         _feed(command, command.execution)
@@ -229,7 +249,7 @@ def _parked_whole(engine: Engine, command: Command, failure: Failure, now: float
 
 
 def _park(engine: Engine, command: Command, record: StepFailed) -> None:
-    """Proposes a dead letter, once: until it is applied, what is decided anew must not propose it again."""
+    """Proposes a dead letter, or its end, once: until it is applied, what is decided anew must not propose it again."""
     command.proposed = record.step
     engine.propose(command, record)
 
@@ -249,7 +269,8 @@ def _forward(engine: Engine, command: Command, execution: Execution, now: float)
         times.of_wait(engine, command, waiting, now)
     settled = not execution.orphans or _resolved(engine, command, execution, now)
     if execution.unwanted:
-        _undone(engine, command, execution, execution.unwanted, now)
+        if settled:  # what is in doubt may follow from what is unwanted: it is undone first, if it was done
+            _undone(engine, command, execution, execution.unwanted, now)
     elif settled and execution.waits and not (execution.pending or execution.holds):
         command.waits = tuple(waits.name_of(waiting) for waiting in execution.waiting)
 

@@ -229,6 +229,7 @@ class Command:
         """Ends the way forward, from outside.  What is known to have failed has failed; steps in doubt that were given
         up are asked again, so that all that was done can be undone; an undo that is parked stays so."""
         self.poison = None
+        self.errors = 0  # those of the way forward are no reason to stop on the way back
         if self.contrary is None:
             self.contrary = contrary
             self.contrary_at = len(self.trail)

@@ -33,7 +33,9 @@ def apply(command: Command, record: StepFailed) -> None:
         step.attempts = max(step.attempts, record.attempt)
         if record.verdict == "failed":
             step.failed = True
-            command.trail.append((record.step, record.at, record.failure))
+            command.errors -= step.parked  # counted when it was parked
+            if not step.held:  # of a savepoint's, exec knows nothing
+                command.trail.append((record.step, record.at, record.failure))
     _settle(command, step, record)
 
 

@@ -10,10 +10,9 @@ from coordinator.model.records import Timer
 def apply(command: Command, record: Timer) -> None:
     if record.what == "deadline":
         if command.contrary is None:
-            command.contrary = Contrary.DEADLINE
-            command.contrary_at = len(command.trail)
+            command.turn(Contrary.DEADLINE, record.at, asks_again=False)
     elif record.what == "start":
-        if command.started_at is None:
+        if command.started_at is None and command.contrary is None:  # else it ends without having begun
             command.started_at = record.at
     elif record.what == "step":
         command.trail.append((record.name, record.at, Moment.FIRED))
