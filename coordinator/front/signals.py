@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from coordinator.engine import callbacks, views
 from coordinator.engine.asleep import unpacked
@@ -22,10 +23,10 @@ from coordinator.engine.transitions import waiting_states
 from coordinator.errors import Forbidden, IllegalState, InvalidPayload, TooLarge, UnknownCommand, UnknownStep
 from coordinator.front.lists import Slices
 from coordinator.front.operations import Operations
-from coordinator.model.command import CommandView, State
+from coordinator.model.command import CommandView, Operation, State
 from coordinator.model.ids import CommandId
 from coordinator.model.moments import timestamp
-from coordinator.model.records import SCHEMA, Finished, Reopened, Signal, Timer, raw
+from coordinator.model.records import SCHEMA, Control, Reopened, Signal, Timer, raw
 from coordinator.transport.base import Gathered
 from coordinator.wire.codec import stored
 
@@ -123,8 +124,8 @@ class Signals(Operations):
         if view.state is not State.COMPLETED or signal.name not in kind.reopens:
             why = f"{signal.name} does not open it again" if view.state is State.COMPLETED else "nothing opens it again"
             raise IllegalState(f"the command is {view.state.value}, and {why}", legal_states=waiting_states())
-        if self._is_known(command, signal):
-            return view
+        if self._is_known(command, replace(signal, signal_id="")):
+            return view  # the very datum that it had
         self.check_running()
         self.engine.reopen(command.partition, self._reopened(command, signal), signal)
         self.pipeline.pump()
@@ -137,9 +138,8 @@ class Signals(Operations):
 
     def _reopened(self, command: Command, signal: Signal) -> Reopened:
         records = [
-            (offset, stored(record))
+            (offset, stored(replace(record, records=[]) if isinstance(record, Reopened) else record))
             for offset, record in flat(command.partition, command.history)
-            if not isinstance(record, (Finished, Reopened))
         ]
         size = sum(len(data) for _, data in records)
         if size > self.pipeline.log.record_bytes_max - 4096:
@@ -169,7 +169,7 @@ class Signals(Operations):
         self.engine.ask(command, signal)
         self.pipeline.pump()
         await self._settled(command.partition)
-        if _first_decision(command, step) is not signal:
+        if _first_decision(command, step) is not signal or _left_undecided(command, step):
             raise self._not_asked(self.live_here(id) or command, step)  # somebody else, or time, was first
         return self._afterwards(command)
 
@@ -209,13 +209,24 @@ class Signals(Operations):
 
 
 def _first_decision(command: Command, step: str) -> object:
-    """What decided the step: the first in the log of what a person said, and the time that came."""
+    """What decided the step: the first in the log of what a person said, the time that came, and an abort."""
     for _, record in command.history:
+        if isinstance(record, Control) and record.operation == Operation.ABORT:
+            return record
         if isinstance(record, Signal) and record.channel == "decision" and record.name == step:
             return record
         if isinstance(record, Timer) and record.what == "step" and record.name == step:
             return record
     return None
+
+
+def _left_undecided(command: Command, step: str) -> bool:
+    """Whether exec has seen all that is recorded and the step is open: it was not asked for any more by then."""
+    execution = command.execution
+    if execution is None or command.fed < len(command.trail):
+        return False
+    answered = execution.waited.get(step)
+    return answered is not None and answered.value is None and answered.failure is None
 
 
 def _approved(value: Raw | None) -> bool:

@@ -3,6 +3,7 @@ promises."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -124,6 +125,23 @@ async def test_a_decision_is_shown_taken_once_and_undoes_when_it_is_a_rejection(
         assert effects(c) == {"a": 1, "a/undo": 1}
 
     await everywhere(scenario)
+
+
+async def test_a_decision_that_came_too_late_is_refused() -> None:
+    """A cancel, an abort or another's rejection was first in the log: nobody is told that the decision counted."""
+    both = definition(
+        undoable("a"), {"name": "left", "decision": True}, {"name": "right", "decision": True, "after": ["a"]}
+    )
+
+    async with coordinator.embedded(None, services=SERVICES) as c:
+        answers(c, "a")
+        for first in (c.cancel, c.abort, lambda order: c.decide(order, "right", approve=False, by="eve")):
+            view = await until(c, await c.submit(both), "waiting")
+            _, late = await asyncio.gather(
+                first(view.id), c.decide(view.id, "left", approve=True, by="ann"), return_exceptions=True
+            )
+            assert isinstance(late, IllegalState), late
+            assert states(await c.wait(view.id))["left"] != "succeeded"
 
 
 async def test_a_rejection_may_lead_another_way() -> None:

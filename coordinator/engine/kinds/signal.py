@@ -18,7 +18,8 @@ def apply(command: Command, record: Signal) -> None:
         if record.signal_id in command.signal_ids:
             return
         command.signal_ids.add(record.signal_id)
-    command.trail.append((record.name, record.at, record))
+    if not command.aborted:  # which nothing comes after, though it may be there before the end
+        command.trail.append((record.name, record.at, record))
 
 
 def _check(record: Signal) -> None:
