@@ -225,17 +225,21 @@ class Command:
         self.dead_letters += parked - step.parked
         step.parked = parked
 
-    def turn(self, contrary: Contrary, at: int, why: str = "") -> None:
-        """Ends the way forward, from outside.  What is known to have failed has failed; steps in doubt that were given
-        up are asked again, so that all that was done can be undone; an undo that is parked stays so."""
-        self.poison = None
+    def turn(self, contrary: Contrary, at: int, why: str = "", *, asks_again: bool = True) -> None:
+        """Ends the way forward, from outside.  What is known to have failed has failed; an undo that is parked stays so.
+
+        ``asks_again``: steps in doubt that were given up are asked again, so that all that was done can be undone, and
+        code that cannot go on is not needed any more; otherwise both still wait for an operator.
+        """
+        if asks_again or (self.poison is not None and self.poison.traceback is None):
+            self.poison = None
         self.errors = 0  # those of the way forward are no reason to stop on the way back
         if self.contrary is None:
             self.contrary = contrary
             self.contrary_at = len(self.trail)
             self.contrary_why = why
         for name, step in self.steps.items():
-            if not step.parked or step.undoing:
+            if not step.parked or step.undoing or (step.in_doubt and not asks_again):
                 continue
             self.park(step, parked=False)
             step.released_at = at

@@ -250,8 +250,8 @@ class Registered(Struct, frozen=True, array_like=True, tag_field="kind", tag=10)
 class Reopened(Struct, frozen=True, array_like=True, tag_field="kind", tag=11):
     """Late data has opened a finished command again, as its next ``revision``.
 
-    ``records`` are all records of it so far, as they were encoded and with their offsets, its end left out: the command
-    is folded from these, wherever they themselves are by now.
+    ``records`` are all records of it so far, as they were encoded and with their offsets (an earlier Reopened without
+    records of its own): the command is folded from these, wherever they themselves are by now, its ends passed over.
     """
 
     schema: int

@@ -58,13 +58,15 @@ def refold(command: Command) -> None:
         if isinstance(record, Reopened):
             command.revision = record.revision
             for _, earlier in reopened(command.partition, record)[1:]:
-                fold(command, earlier)
+                if not isinstance(earlier, (Finished, Reopened)):  # an end that was none, after all
+                    fold(command, earlier)
         elif not isinstance(record, (Submitted, Damaged)):
             fold(command, record)
 
 
 def reopened(partition: int, record: Reopened) -> list[tuple[int, CommandRecord]]:
-    """The records of a command from before it was opened again, with their offsets; the first is its Submitted.
+    """The records of a command from before it was opened again, with their offsets; the first is its Submitted, and
+    among them are its earlier ends, and Reopened records without records of their own.
 
     Raises ValueError for what nobody can have written so.
     """
@@ -72,7 +74,7 @@ def reopened(partition: int, record: Reopened) -> list[tuple[int, CommandRecord]
     if not records or not isinstance(records[0][1], Submitted):
         raise ValueError("it does not begin with how the command began")
     for offset, each in records:
-        if type(each) not in HANDLERS and each is not records[0][1]:
+        if type(each) not in HANDLERS and each is not records[0][1] and not isinstance(each, Reopened):
             raise ValueError(f"what stood at offset {offset} cannot be read or is no record of a command's course")
     if records[0][1].id != record.id:
         raise ValueError("it tells of another command")

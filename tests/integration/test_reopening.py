@@ -1,0 +1,75 @@
+"""Commands that late data opens again, and deadlines of what waits for an operator: on the embedded engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import coordinator
+from coordinator import FakeClock, Scripted
+
+PRICED = {
+    "name": "priced",
+    "steps": [
+        {"name": "stock", "service": "shop", "path": "/stock"},
+        {"name": "coupon", "data": {"name": "coupon", "reopens": True, "optional": True}, "after": []},
+        {"name": "price", "service": "shop", "path": "/price", "after": ["stock", "coupon"], "body": "${steps.coupon}"},
+    ],
+    "result": "${steps.price}",
+}
+
+
+def shop() -> Scripted:
+    shop = Scripted()
+    shop.on("POST", "/stock").answers(200, {"left": 3})
+    shop.on("POST", "/price").does(lambda call: (200, {"for": call.body}))
+    return shop
+
+
+def kinds(history: list[dict[str, Any]]) -> list[str]:
+    return [entry["kind"] for entry in history]
+
+
+async def test_a_history_keeps_every_life_of_a_command() -> None:
+    """Its ends and how it was opened again included; the datum that it had already opens nothing."""
+    async with coordinator.embedded(services={"shop": shop()}, clock=FakeClock("2026-11-21T09:00:00Z")) as c:
+        view = await c.run(PRICED, id="p")
+        assert (view.revision, view.result) == (1, {"for": None})
+        for revision, code in ((2, "a"), (3, "b")):
+            await c.provide("p", "coupon", {"code": code})
+            view = await c.wait("p")
+            assert (view.state, view.revision, view.result) == ("completed", revision, {"for": {"code": code}})
+            await c.provide("p", "coupon", {"code": code}, signal_id=f"again-{code}")
+            await c.crash()
+            assert (await c.get("p")).revision == revision
+        history = kinds(list(await c.history("p")))
+        assert history[0] == "Submitted"
+        assert [each for each in history if each in ("Finished", "Reopened")] == [
+            "Finished", "Reopened", "Finished", "Reopened", "Finished",
+        ]  # fmt: skip
+        assert history.count("Signal") == 2
+
+
+async def test_a_deadline_ends_what_waits_for_an_operator_because_it_failed() -> None:
+    """In dead-letter mode nothing is undone by itself; but whoever set a deadline wants it ended by then."""
+    service = Scripted()
+    service.on("POST", "/a").answers(200, {})
+    service.on("POST", "/a/undo").answers(200, {})
+    service.on("POST", "/b").fails(409, {})
+    definition = {
+        "name": "d",
+        "on_failure": "dead_letter",
+        "steps": [
+            {"name": "a", "service": "s", "path": "/a", "undo": {"path": "/a/undo"}},
+            {"name": "b", "service": "s", "path": "/b"},
+        ],
+    }
+    async with coordinator.embedded(services={"s": service}, clock=FakeClock("2026-11-21T09:00:00Z")) as c:
+        await c.submit(definition, id="d", timeout="1h")
+        await c.settled()
+        assert (await c.get("d")).state == "dead_letter"
+        await c.crash()
+        await c.clock.advance("1h")
+        view = await c.wait("d")
+        assert view.state == "compensated"
+        assert view.error is not None
+        assert view.error.code == "deadline_exceeded"
