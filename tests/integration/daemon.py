@@ -206,8 +206,7 @@ class Service:
         self.concurrent += 1
         self.concurrent_max = max(self.concurrent_max, self.concurrent)
         try:
-            if self.gate is not None:
-                await self.gate.wait()
+            await self.hold(arrival)
             status, answer = self._answer(arrival)
         finally:
             self.concurrent -= 1
@@ -217,7 +216,16 @@ class Service:
         head_line = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         writer.write(head_line.encode() + data)
         await writer.drain()
+        await self.answered(arrival)
         return True
+
+    async def hold(self, arrival: Arrival) -> None:
+        """What an arrival waits for before the service does anything."""
+        if self.gate is not None:
+            await self.gate.wait()
+
+    async def answered(self, arrival: Arrival) -> None:
+        """The answer is on its way."""
 
     def _answer(self, arrival: Arrival) -> tuple[int, Any]:
         if self.down:

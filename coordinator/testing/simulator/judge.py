@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from coordinator.engine.asleep import unpacked
@@ -46,7 +47,10 @@ _ENDED_BY_UNDOING: Final = (State.COMPENSATED, State.FAILED)
 
 def _told(request: Request | LocalCall) -> str:
     if isinstance(request, LocalCall):
-        return f"{request.function.__qualname__}{request.args}"
+        function = request.function
+        while isinstance(function, partial):  # as a flow's local steps are
+            function = function.func
+        return f"{function.__qualname__}{request.args}"
     return f"{request.method} {request.service}{request.path} {request.body!r}"
 
 
