@@ -157,8 +157,6 @@ class Engine(Fold):
             command.expected = max(0, command.expected - 1)
         elif isinstance(record, Timer):
             command.on_the_way.discard((record.what, record.name))
-            if record.what == "start":
-                self._arm_deadline(command)
 
     # ------------------------------------------------------------ events in
 
