@@ -124,15 +124,11 @@ def _synchronise(engine: Engine, command: Command, now: float) -> Execution | No
         if now < command.rerun_at and command.contrary is None:
             return None
         engine.stop_waiting(command)
-    if command.execution is None:
-        command.fed = 0
-        try:
-            command.execution = Execution(*_start(engine, command))
-        except Exception as error:
-            poisoned(engine, command, error, now)
-            return None
-    execution = command.execution
-    _feed(command, execution)
+    try:
+        execution = _executed(engine, command)
+    except Exception as error:
+        poisoned(engine, command, error, now)
+        return None
     _conclude(engine, command, execution, now)
     return None if execution.error is not None and command.failure is None else execution
 
@@ -142,10 +138,33 @@ def retrace(engine: Engine, command: Command) -> None:
     if command.started_at is None:
         return  # when it will have begun is not known yet, and exec may ask for that
     try:
-        command.execution = Execution(*_start(engine, command))
-        _feed(command, command.execution)
+        _executed(engine, command)
     except Exception:
         command.execution = None
+
+
+def _executed(engine: Engine, command: Command) -> Execution:
+    """The execution, at the end of the trail.
+
+    Data that comes when exec has returned, before the end is recorded, opens the command again as it would after its
+    end: exec is run over the same trail under the next revision, and waits for it.
+    """
+    while True:
+        if command.execution is None:
+            command.fed = 0
+            command.execution = Execution(*_start(engine, command))
+        execution = command.execution
+        _feed(command, execution)
+        if not _opened_again(command, execution):
+            return execution
+        command.revision += 1
+        command.execution = None
+
+
+def _opened_again(command: Command, execution: Execution) -> bool:
+    if not execution.late or execution.error is not None or command.contrary is not None or command.type is None:
+        return False
+    return not command.type.reopens.isdisjoint(execution.late)
 
 
 def _feed(command: Command, execution: Execution) -> None:
@@ -215,7 +234,7 @@ def _conclude(engine: Engine, command: Command, execution: Execution, now: float
 
 
 def _refusal_of(error: CommandFailed) -> Failure:
-    return Failure(faults.printable(getattr(error, "code", "failed"), 100), faults.message_of(error))
+    return Failure(faults.printable(getattr(error, "code", "failed"), faults.CODE_MAX), faults.message_of(error))
 
 
 def _failure_of(error: StepFailedError) -> Failure:
@@ -223,7 +242,7 @@ def _failure_of(error: StepFailedError) -> Failure:
     failure = getattr(error, "failure", None)
     if not isinstance(failure, Failure):
         return Failure("failed", faults.message_of(error))
-    return msgspec.structs.replace(failure, step=faults.printable(getattr(error, "step", ""), 200))
+    return faults.recordable(msgspec.structs.replace(failure, step=getattr(error, "step", "")))
 
 
 def _contrary(command: Command) -> Failure:
@@ -278,7 +297,7 @@ def _forward(engine: Engine, command: Command, execution: Execution, now: float)
 def _hold(engine: Engine, command: Command, hold: Pending, now: float) -> None:
     """Exec has stopped at a savepoint: recorded once, and then until an operator lets it go on."""
     if hold.name not in command.steps and command.proposed is None:
-        failure = hold.call.failure
+        failure = faults.recordable(hold.call.failure)
         _park(engine, command, StepFailed(SCHEMA, b"", int(now), command.id, hold.name, "", 0, failure, "held"))
 
 
@@ -316,7 +335,7 @@ def _compensate(engine: Engine, command: Command, execution: Execution, now: flo
 
 
 def _end(command: Command, state: State, now: float, result: Raw = NIL) -> Finished:
-    return Finished(SCHEMA, b"", int(now), command.id, state.value, result, command.failure)
+    return Finished(SCHEMA, b"", int(now), command.id, state.value, result, command.failure, command.signals)
 
 
 def _resolved(engine: Engine, command: Command, execution: Execution, now: float) -> bool:

@@ -125,6 +125,10 @@ class Engine(Fold):
         self.slots.add(command.id)
         self._arm_deadline(command)
 
+    def left(self, command: Command) -> None:
+        self.dirty.pop(command.id, None)
+        self._forget(command)
+
     def retraced(self, command: Command) -> None:
         decide.retrace(self, command)
 

@@ -71,6 +71,9 @@ class Fold:
     def joined(self, command: Command) -> None:
         """A command of an owned partition has begun."""
 
+    def left(self, command: Command) -> None:
+        """A command of an owned partition has ended, and makes room for its next life."""
+
     def touched(self, command: Command, record: Record | Damaged) -> None:
         """A record of a command of an owned partition was folded."""
 
@@ -179,7 +182,9 @@ class Fold:
         """A command begins, or goes on after its end; one that is under way already is what it is."""
         known = self._found(partition, into, record.id)
         if known is not None:
-            return known if isinstance(record, Submitted) else None
+            if isinstance(record, Submitted) or known.finished is None:
+                return known if isinstance(record, Submitted) else None
+            self.left(known)
         try:
             command = Command(partition, offset, beginning(partition, record))
             if isinstance(record, Reopened):

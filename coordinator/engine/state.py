@@ -140,6 +140,7 @@ class Command:
         "revision",
         "senseless",
         "signal_ids",
+        "signals",
         "skip_parked",
         "standing",
         "started_at",
@@ -161,7 +162,6 @@ class Command:
         self.quarantined: Failure | None = None  # a record of it cannot be read or applied: it waits for its operator
         self.history: list[tuple[int, CommandRecord | Damaged]] = []
         self.touched = submitted.at  # time of the last record
-        self.revision = 1
         self.clear()
         # volatile
         self.execution: Execution | None = None
@@ -186,6 +186,8 @@ class Command:
         self.standing: list[str] = []
         self.dead_letters = 0  # how many of its steps are parked
         self.trail: list[tuple[str, int, Answer]] = []
+        self.revision = 1
+        self.signals = 0  # how many counted
         self.signal_ids: set[str] = set()
         self.moves = 0
         self.errors = 0
@@ -210,9 +212,9 @@ class Command:
 
     @property
     def deadline(self) -> int | None:
-        """When the command's own deadline passes (ms since 1970)."""
+        """When the command's own deadline passes (ms since 1970), whether it could begin in time or not."""
         timeout = self.submitted.timeout
-        return None if timeout is None else self.begins_at + timeout
+        return None if timeout is None else (self.submitted.start_at or self.submitted.at) + timeout
 
     def step(self, name: str, service: str) -> Step:
         step = self.steps.get(name)
@@ -226,7 +228,7 @@ class Command:
         step.parked = parked
 
     def turn(self, contrary: Contrary, at: int, why: str = "", *, asks_again: bool = True) -> None:
-        """Ends the way forward, from outside.  What is known to have failed has failed; an undo that is parked stays so.
+        """Ends the way forward, from outside.  What is known to have failed has failed; a parked undo stays parked.
 
         ``asks_again``: steps in doubt that were given up are asked again, so that all that was done can be undone, and
         code that cannot go on is not needed any more; otherwise both still wait for an operator.

@@ -133,8 +133,8 @@ class Execution:
     ``pending`` and ``orphans`` map a step's name to what is to be called (each ``call`` is a StepCall), ``waits`` and
     ``holds`` to what is not (a Wait, a Hold).  ``calls`` has every step issued so far (an undo needs its step's call),
     ``waited`` every wait with its answer, ``skipped`` the steps left out by a condition.  ``unwanted`` are steps whose
-    recorded outcome is to be undone although exec goes on.  When ``done``, either ``error`` is set or ``result``
-    counts.
+    recorded outcome is to be undone although exec goes on, ``late`` names data that came when it had returned.  When
+    ``done``, either ``error`` is set or ``result`` counts.
     """
 
     __slots__ = (
@@ -155,6 +155,7 @@ class Execution:
         "done",
         "error",
         "holds",
+        "late",
         "orphans",
         "pending",
         "result",
@@ -173,6 +174,7 @@ class Execution:
         self.calls: dict[str, StepCall] = {}
         self.waited: dict[str, Answered] = _NOTHING
         self.skipped: dict[str, str] = {}
+        self.late: tuple[str, ...] = ()
         self.done = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -235,6 +237,8 @@ class Execution:
         """Data for whoever waits for it, now or later; a decision counts only for who waits for it now."""
         self._now(record.at)
         if self.done:
+            if record.channel == "data" and not self.redundant(record):
+                self.late = (*self.late, record.name)
             return
         if record.channel == "decision":
             waiting = self.waits.get(record.name)

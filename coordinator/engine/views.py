@@ -261,7 +261,7 @@ def stopped(partition: int, reason: str, damaged: Damaged | None) -> dict[str, A
 
 # ---------------------------------------------------------------- history
 
-_HIDDEN = frozenset({"schema", "token", "id", "at", "fingerprint", "meta", "moves", "records"})
+_HIDDEN = frozenset({"schema", "token", "id", "at", "fingerprint", "meta", "moves", "records", "signals"})
 
 
 def history_entry(partition: int, offset: int, record: Record | Damaged) -> dict[str, Any]:

@@ -223,7 +223,11 @@ class Snapshot(Struct, frozen=True, array_like=True, tag_field="kind", tag=8):
 
 
 class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
-    """The command's end; nothing after it counts."""
+    """The command's end; nothing after it counts.
+
+    ``signals`` is how many the command had been given when it was decided: one that has crossed another was decided
+    without it.
+    """
 
     schema: int
     token: bytes
@@ -232,6 +236,7 @@ class Finished(Struct, frozen=True, array_like=True, tag_field="kind", tag=9):
     state: str
     result: Raw = NIL
     failure: Failure | None = None
+    signals: int = -1
 
 
 class Registered(Struct, frozen=True, array_like=True, tag_field="kind", tag=10):

@@ -18,6 +18,7 @@ def apply(command: Command, record: Signal) -> None:
         if record.signal_id in command.signal_ids:
             return
         command.signal_ids.add(record.signal_id)
+    command.signals += 1
     if not command.aborted:  # which nothing comes after, though it may be there before the end
         command.trail.append((record.name, record.at, record))
 

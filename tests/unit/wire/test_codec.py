@@ -20,7 +20,7 @@ from coordinator.model.records import KINDS, SCHEMA, Control, Epoch, Failure, Ou
 from coordinator.wire.codec import AT_MAX, EPOCH, decode, encode, header, key_of, read, stored
 
 # Written before a field was appended within the same schema version.
-APPENDED_TO = {"epoch.v1", "submitted.v1", "signal.v1", "control.v1", "timer.v1", "snapshot.v1"}
+APPENDED_TO = {"epoch.v1", "submitted.v1", "signal.v1", "control.v1", "timer.v1", "snapshot.v1", "finished.v1"}
 GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "records").glob("*.json"))
 TOKEN = bytes(range(8))
 

@@ -1,0 +1,106 @@
+"""Data that opens a command again, and comes at the very moment when it ends."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from coordinator import App, Saga, post
+from coordinator.engine.engine import Engine
+from coordinator.engine.registry import Registry
+from coordinator.model.call import Answer, Verdict
+from coordinator.model.ids import CommandId
+from coordinator.model.records import SCHEMA, Finished, Record, Reopened, Signal, Submitted, raw, unraw
+from coordinator.model.settings import EngineSettings
+from coordinator.saga import CommandType
+from coordinator.wire.codec import encode
+
+ID = CommandId("c")
+
+
+async def priced(payload: Any, saga: Saga) -> Any:
+    """One step, then a datum for each revision; the result tells what it saw."""
+    await saga.step("price", post("stock", "/price"))
+    return [await saga.receive("coupon") for _ in range(1, saga.revision)]
+
+
+class Table:
+    """An engine, and the log that its records go to; `again` is the next one over the same log."""
+
+    def __init__(self, log: list[Record] | None = None) -> None:
+        app = App()
+        app.add(CommandType("T", 1, object, frozenset(), priced, reopens=frozenset({"coupon"})))
+        self.engine = Engine(EngineSettings(), {}, Registry(app, {"stock": "http"}), Random(1))
+        self.log: list[Record] = []
+        self.proposed: list[Record] = []
+        for record in log or []:
+            self.put(record)
+        self.engine.open(0, b"t", 1)
+
+    def put(self, record: Record) -> None:
+        self.engine.apply(0, len(self.log), record)
+        self.log.append(record)
+
+    def turn(self) -> list[Record]:
+        """What is proposed; calls are answered at once."""
+        while True:
+            output = self.engine.take(1000)
+            for call in output.calls:
+                self.engine.answer(call, Answer(Verdict.OUTCOME, raw({})), 1000)
+            if not output.calls:
+                return [record for _, record in output.records]
+
+    def run(self) -> list[Any]:
+        """Until nothing more is proposed; the results of all ends that count."""
+        while records := self.turn():
+            for record in records:
+                self.put(record)
+        return [unraw(each.result) for each in self.log if isinstance(each, Finished)]
+
+    def again(self) -> Table:
+        return Table(self.log)
+
+
+def coupon(value: str) -> Signal:
+    return Signal(SCHEMA, b"t", 1000, ID, "coupon", raw(value))
+
+
+def begun() -> Table:
+    table = Table()
+    table.put(Submitted(SCHEMA, b"t", 1000, ID, "T", 1, raw({}), b"f"))
+    while True:
+        proposed = table.turn()
+        if any(isinstance(each, Finished) for each in proposed):
+            table.proposed = proposed
+            return table
+        for record in proposed:
+            table.put(record)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_data_that_is_first_in_the_log_is_not_lost(dies: bool) -> None:
+    """The end was decided without it, so it is none: the command goes on under its next revision, also for who reads
+    the log later."""
+    table = begun()
+    table.put(coupon("a"))
+    for record in table.proposed:
+        table.put(record)
+    table = table.again() if dies else table
+    results = table.run()
+    assert results[-1] == ["a"]
+    assert table.engine.under_way == 0
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_next_life_may_follow_the_end_in_one_batch(dies: bool) -> None:
+    """Nobody has decided anything in between, and whoever reads the log later sees the same."""
+    table = begun()
+    for record in table.proposed:
+        table.put(record)
+    pieces = [(offset, encode(record)) for offset, record in enumerate(table.log)]
+    table.put(Reopened(SCHEMA, b"t", 1000, ID, 2, pieces))
+    table.put(coupon("a"))
+    table = table.again() if dies else table
+    assert table.run() == [[], ["a"]]
