@@ -20,7 +20,7 @@ that says so.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -88,6 +88,24 @@ class Rejected(StepFailed):
     def __init__(self, step: str, failure: Failure, decision: Decision) -> None:
         super().__init__(step, failure)
         self.decision = decision
+
+
+_Told = StepFailed | CommandFailed | Delayed | Blocked
+_CHAIN_MAX: Final = 32
+
+
+def told_by(error: BaseException | None) -> _Told | None:
+    """What the exception, or the nearest cause it was raised from, tells the engine; None if it is a mistake."""
+    left = _CHAIN_MAX
+    while error is not None and left:
+        if isinstance(error, _Told):
+            return error
+        if isinstance(error, BaseExceptionGroup):
+            told = [told_by(each) for each in error.exceptions]
+            return next((each for each in told if each is not None), None)
+        error = error.__cause__
+        left -= 1
+    return None
 
 
 class Saga:
@@ -211,13 +229,13 @@ class Saga:
         async def run(index: int, awaited: Awaitable[Any]) -> None:
             try:
                 result = await awaited
-            except (StepFailed, CommandFailed) as failure:
-                failed.append(failure)
-                if len(failed) == len(branches):
+            except Exception as error:
+                if isinstance(told_by(error), (StepFailed, CommandFailed)):
+                    failed.append(error)
+                else:  # Delayed, or a mistake: no branch's failure, but that of all
+                    broken.append(error)
+                if broken or len(failed) == len(branches):
                     decided.open()
-            except Exception as error:  # Delayed, or a mistake: no branch's failure, but that of all
-                broken.append(error)
-                decided.open()
             else:
                 won.append((running[index], result))
                 decided.open()
@@ -253,10 +271,10 @@ class Saga:
             branch = await Start(group, _awaiting(body()))
             try:
                 await Ended(group)
-            except Rejected:
-                raise
-            except (StepFailed, CommandFailed) as failed:
-                failure: StepFailed | CommandFailed = failed
+            except Exception as error:
+                told, failed = told_by(error), error
+                if not isinstance(told, (StepFailed, CommandFailed)) or isinstance(told, Rejected):
+                    raise
             else:
                 return cast("T", branch.result)
             await Unwound((branch,))
@@ -264,8 +282,8 @@ class Saga:
             if then == "retry" and tries <= attempts:
                 continue
             if then == "undo" or (then == "retry" and exhausted == "undo"):
-                raise failure
-            await Hold(f"savepoint:{name}", failure_of(failure))
+                raise failed
+            await Hold(f"savepoint:{name}", failure_of(told))
             tries = 0
 
     async def decision(

@@ -13,27 +13,16 @@ from __future__ import annotations
 import traceback as traceback_module
 from typing import Final
 
-from coordinator.saga import Blocked, CommandFailed, Delayed, StepFailed
+from msgspec import Raw
+
+from coordinator.model.records import NIL, Failure
+from coordinator.saga import Blocked, Delayed
+from coordinator.saga import told_by as told_by
 
 TEXT_MAX: Final = 2_000  # characters of a message
+CODE_MAX: Final = 100
+NAME_MAX: Final = 200  # of a step
 TRACEBACK_MAX: Final = 8_000  # characters, the last ones: the cause is at the end
-_CHAIN_MAX: Final = 32
-
-Told = StepFailed | CommandFailed | Delayed | Blocked
-
-
-def told_by(error: BaseException | None) -> Told | None:
-    """What the exception, or the nearest cause it was raised from, tells the engine; None if it is a mistake."""
-    left = _CHAIN_MAX
-    while error is not None and left:
-        if isinstance(error, Told):
-            return error
-        if isinstance(error, BaseExceptionGroup):
-            told = [told_by(each) for each in error.exceptions]
-            return next((each for each in told if each is not None), None)
-        error = error.__cause__
-        left -= 1
-    return None
 
 
 def again(error: BaseException | None) -> bool:
@@ -44,6 +33,18 @@ def again(error: BaseException | None) -> bool:
 def printable(text: object, longest: int = TEXT_MAX) -> str:
     """``text`` as a record may hold it."""
     return str(text)[:longest].encode("utf-8", "backslashreplace").decode()
+
+
+def recordable(failure: Failure) -> Failure:
+    """A failure, which exec's author may have made with whatever in it, as a record may hold it."""
+    return Failure(
+        printable(failure.code, CODE_MAX),
+        printable(failure.message),
+        failure.status if isinstance(failure.status, int) else None,
+        failure.body if isinstance(failure.body, Raw) else NIL,
+        None if failure.traceback is None else printable(failure.traceback, TRACEBACK_MAX),
+        None if failure.step is None else printable(failure.step, NAME_MAX),
+    )
 
 
 def message_of(error: BaseException) -> str:

@@ -35,7 +35,7 @@ def control(
         )
     if _in_effect(command, operation):
         return None
-    if not legal(state, operation):
+    if not legal(state, operation) and not _takes_over(command, operation):
         raise IllegalState(
             f"{operation} is not legal while the command is {state}", legal_states=legal_states(operation)
         )
@@ -78,9 +78,14 @@ def _in_effect(command: Command, operation: Operation) -> bool:
     if command.state in FINAL:
         return False
     if operation is Operation.PAUSE:
-        return command.paused
+        return command.paused and not command.paused_auto
     if operation is Operation.CANCEL:
         return command.contrary is Contrary.CANCELLED and command.state is State.COMPENSATING
     if operation is Operation.ABORT:
         return command.aborted
     return False
+
+
+def _takes_over(command: Command, operation: Operation) -> bool:
+    """A pause of what has paused by itself: from now on nothing but an operator ends it."""
+    return operation is Operation.PAUSE and command.paused_auto

@@ -11,7 +11,7 @@ Nothing is played but the surroundings: engine, registry, stepper and records ar
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -52,8 +52,10 @@ class Desk:
         settings: EngineSettings = STEADY,
         breaker: BreakerSettings = TOUCHY,
         max_in_flight: int = 64,
+        wants: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings
+        self.wants = wants or {}  # what else the type's author asks for: `on_failure`, `pause_after`, …
         self.services = {
             name: ServiceSettings(name=name, breaker=breaker, max_in_flight=max_in_flight) for name in SERVICES
         }
@@ -73,7 +75,7 @@ class Desk:
                 async def exec(self, saga: Saga) -> Any:
                     return await run(saga)
 
-            app.command(name="T", services=self.declares)(T)
+            app.command(name="T", services=self.declares, **self.wants)(T)
         self.registry = Registry(app, dict.fromkeys(SERVICES, "http"))
         self.engine = Engine(self.settings, self.services, self.registry, Random(7))
         self.calls: dict[tuple[str, str], Call] = {}
