@@ -36,10 +36,10 @@ _FORWARD: Final[dict[str, State]] = {
 }
 
 TRANSITIONS: Final[dict[State, dict[str, State]]] = {
-    State.RUNNING: _FORWARD,
+    State.RUNNING: {**_FORWARD, Operation.RETRY: State.RUNNING},  # what waits for its next try is tried at once
     State.DELAYED: {**_FORWARD, Operation.RETRY: State.RUNNING},
     State.BLOCKED: {**_FORWARD, Operation.RETRY: State.RUNNING},
-    State.WAITING: _FORWARD,
+    State.WAITING: {**_FORWARD, Operation.RETRY: State.WAITING},  # there is nothing to try, and nothing against it
     State.PAUSED: {
         Operation.RESUME: State.RUNNING,
         Operation.CANCEL: State.COMPENSATING,

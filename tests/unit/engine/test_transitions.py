@@ -49,7 +49,7 @@ def test_abort_is_always_there_until_the_end(state: State) -> None:
         (Operation.RESUME, "paused"),
         (Operation.CANCEL, "running delayed blocked waiting paused dead_letter"),
         (Operation.ABORT, "running delayed blocked waiting paused dead_letter compensating"),
-        (Operation.RETRY, "delayed blocked dead_letter compensating"),
+        (Operation.RETRY, "running delayed blocked waiting dead_letter compensating"),
         (Operation.REQUEUE, "dead_letter"),
     ],
 )
