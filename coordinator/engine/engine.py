@@ -420,6 +420,7 @@ class Engine(Fold):
         shard = self.shards.get(command.partition)
         if shard is not None:
             shard.commands.pop(command.id, None)
+            shard.calls_ended = max(shard.calls_ended, command.calls_made)
         self._finished.append(command)
 
     def _propose(self, partition: int, record: Record) -> None:

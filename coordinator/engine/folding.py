@@ -38,11 +38,12 @@ from coordinator.wire.codec import encode
 class Shard:
     """One owned partition: the token and epoch that its records and calls carry."""
 
-    __slots__ = ("commands", "epoch", "token")
+    __slots__ = ("calls_ended", "commands", "epoch", "token")
 
     def __init__(self, token: bytes, epoch: int) -> None:
         self.token = token
         self.epoch = epoch
+        self.calls_ended = 0  # the most calls that a command had made when it ended, for those that are opened again
         self.commands: dict[CommandId, Command | bytes] = {}  # those that wait are put to sleep (`asleep`)
 
     def awake(self) -> list[Command]:
@@ -197,6 +198,9 @@ class Fold:
             return None
         into[record.id] = command
         if partition in self.shards:
+            if isinstance(record, Reopened):  # its fences only grow
+                made = 0 if known is None else known.calls_made
+                command.calls_made = max(made, self.shards[partition].calls_ended)
             self.commands[record.id] = command
             self.joined(command)
         return command
