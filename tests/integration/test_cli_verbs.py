@@ -121,7 +121,10 @@ async def test_without_a_server_it_is_3(verb: str) -> None:
     "wrong",
     [
         *([verb, *ASKING[verb], "--nonsense"] for verb in ASKING),
-        *([verb] for verb in ("submit", "get", "watch", "history", "explain", "diagram", "replay", *OPERATING, *ANSWERING)),
+        *(
+            [verb]
+            for verb in ("submit", "get", "watch", "history", "explain", "diagram", "replay", *OPERATING, *ANSWERING)
+        ),
         ["cancel", "--dry-run"],
         ["cancel", "done", "--state", "running"],
         ["schema", "everything"],
