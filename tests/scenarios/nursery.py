@@ -98,12 +98,13 @@ class Nursery:
 def _serve() -> None:
     for name in ALL_THAT_A_DAEMON_IMPORTS:
         import_module(name)
+    known: dict[int, int] = {}
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if "bear" in request:
             answer: int | None = _bear(**request["bear"])
         else:
-            answer = _ended(request.get("poll") or request["wait"], block="wait" in request)
+            answer = _ended(request.get("poll") or request["wait"], known, block="wait" in request)
         print(json.dumps(answer), flush=True)
 
 
@@ -146,9 +147,14 @@ def _code_of(main: Any) -> int:
     return 0
 
 
-def _ended(pid: int, *, block: bool) -> int | None:
-    found, status = os.waitpid(pid, 0 if block else os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else None
+def _ended(pid: int, known: dict[int, int], *, block: bool) -> int | None:
+    """Its exit code, however often it is asked for."""
+    if pid not in known:
+        found, status = os.waitpid(pid, 0 if block else os.WNOHANG)
+        if not found:
+            return None
+        known[pid] = os.waitstatus_to_exitcode(status)
+    return known[pid]
 
 
 if __name__ == "__main__":

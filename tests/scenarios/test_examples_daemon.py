@@ -1,4 +1,4 @@
-"""The headers of the worked examples tell the truth: their commands are typed as they stand there, against the daemon."""
+"""The headers of the worked examples tell the truth: their commands are typed as they stand, against the daemon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
 from importlib import import_module
 from pathlib import Path
