@@ -33,7 +33,7 @@ from coordinator.model.call import LocalCall, Request
 from coordinator.model.command import State
 from coordinator.model.durations import parse_duration
 from coordinator.model.records import NIL, SCHEMA, Failure, Finished, Signal, StepFailed, unraw
-from coordinator.saga import Blocked, CommandFailed, Saga
+from coordinator.saga import Blocked, CommandFailed, Rejected, Saga
 from coordinator.saga import StepFailed as StepFailedError
 
 if TYPE_CHECKING:
@@ -155,16 +155,23 @@ def _executed(engine: Engine, command: Command) -> Execution:
             command.execution = Execution(*_start(engine, command))
         execution = command.execution
         _feed(command, execution)
-        if not _opened_again(command, execution):
+        opens = _opens_again(command, execution)
+        if opens is None:
             return execution
         command.revision += 1
+        command.opened_by = opens
         command.execution = None
 
 
-def _opened_again(command: Command, execution: Execution) -> bool:
-    if not execution.late or execution.error is not None or command.contrary is not None or command.type is None:
-        return False
-    return not command.type.reopens.isdisjoint(execution.late)
+def _opens_again(command: Command, execution: Execution) -> int | None:
+    """The first datum that came too late for exec, and opens the command again; each does so once, taken or not.
+
+    A contrary decision behind it changes nothing about that: what exec has begun since is in doubt, whoever reads it.
+    """
+    if not execution.late or execution.error is not None or command.type is None:
+        return None
+    opening = (number for number, name in execution.late if name in command.type.reopens)
+    return next((number for number in opening if number > command.opened_by), None)
 
 
 def _feed(command: Command, execution: Execution) -> None:
@@ -219,7 +226,8 @@ def _conclude(engine: Engine, command: Command, execution: Execution, now: float
     told = faults.told_by(error)
     if isinstance(told, (StepFailedError, CommandFailed)):
         failure = _failure_of(told) if isinstance(told, StepFailedError) else _refusal_of(told)
-        if command.contrary is None and command.type is not None and command.type.on_failure == "dead_letter":
+        waits = command.type is not None and command.type.on_failure == "dead_letter" and not isinstance(told, Rejected)
+        if waits and command.contrary is None:
             _parked_whole(engine, command, failure, now)
         else:
             command.failure = failure

@@ -12,6 +12,9 @@ join any that another source may still win, it stops, and so it counts only once
 one is undone, and runs again or holds.  A savepoint inside a branch has its say before the join at the branch's end;
 one before the fork has it after.  A savepoint with no attempts left has failed itself, with all that comes after it.
 
+**Dead letters.** Where a command's failures wait for an operator, a node that fails is a dead letter by itself: what it
+has done is undone, it holds, and is run again when it is released, while all others go on.  Only a person's No fails.
+
 **Running again.** A new value makes those that ask for it *due*; they run again once nothing that leads to them is due
 or running again, so a diamond's last node runs once.  If its value is the same as before, nobody notices.
 """
@@ -31,18 +34,26 @@ from coordinator.saga import CommandFailed, Rejected, Saga, StepFailed, failure_
 
 
 async def run_graph(
-    graph: Graph | Sequence[Node], saga: Saga, *, context: Any = None, revision: int | None = None
+    graph: Graph | Sequence[Node],
+    saga: Saga,
+    *,
+    context: Any = None,
+    revision: int | None = None,
+    dead_letter: bool = False,
 ) -> dict[str, Any]:
     """Runs all nodes; returns their values by name (a skipped node's is None; what was given up has none).
 
     ``revision`` is the saga's unless given: it returns when all have settled for so many times, each time but the last
-    only until the next datum comes.  Raises the failure that no savepoint and no join has taken.
+    only until the next datum comes.  Raises the failure that no savepoint and no join has taken; with ``dead_letter``
+    a node that fails waits for an operator instead.
     """
     if not isinstance(graph, Graph):
         graph = Graph(graph)
-    if graph.plain:
+    if graph.plain and not dead_letter:
         return await _Once(graph, saga, context).run()
-    return await _Runner(graph, saga, context).run(saga.revision if revision is None else revision)
+    return await _Runner(graph, saga, context, dead_letter=dead_letter).run(
+        saga.revision if revision is None else revision
+    )
 
 
 class _Once:
@@ -179,10 +190,11 @@ class _Unwinding(NamedTuple):
 class _Runner:
     """One run of the graph."""
 
-    def __init__(self, graph: Graph, saga: Saga, context: Any) -> None:
+    def __init__(self, graph: Graph, saga: Saga, context: Any, *, dead_letter: bool) -> None:
         self._graph = graph
         self._saga = saga
         self._context = context
+        self._dead_letter = dead_letter
         self._states = {name: _State(node, graph.edges[name]) for name, node in graph.nodes.items()}
         self._savepoints = [state for state in self._states.values() if state.node.savepoint is not None]
         self._listeners = [state for state in self._states.values() if state.node.listens]
@@ -267,8 +279,10 @@ class _Runner:
         state.due = False
         state.round += 1
         state.used = tuple(name for name in state.node.optional if name in self._values)
-        run = Run(state.name, state.round, self._values, self._saga, self._context)
-        await self._branch(state, state.node.run, run)
+        await self._branch(state, self._work, state)
+
+    async def _work(self, state: _State) -> Any:
+        return await state.node.run(Run(state.name, state.round, self._values, self._saga, self._context))
 
     async def _branch(self, state: _State, work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> None:
         state.task = told = _Told(state)
@@ -419,6 +433,10 @@ class _Runner:
 
     async def _failed(self, state: _State, cause: _Cause) -> None:
         """Goes back to a savepoint, or goes on without what is lost by it, or raises it."""
+        told = faults.told_by(cause.error)
+        if self._dead_letter and isinstance(told, (StepFailed, CommandFailed)) and not isinstance(told, Rejected):
+            await self._branch(state, self._hold, state, state.branches[-1], failure_of(told))
+            return
         given_up: list[_State] = []
         while True:
             loss = self._loss(state, cause)
@@ -443,6 +461,12 @@ class _Runner:
                 self._give_up(each, _Status.DEAD)
         if branches:
             await Discard(branches)
+
+    async def _hold(self, state: _State, failed: Branch, failure: Failure) -> Any:
+        """Waits for an operator as a dead letter of its own, then runs the node again."""
+        await Unwound((failed,))
+        await Hold(f"failed:{state.name}", failure)
+        return await self._work(state)
 
     def _loss(self, failed: _State, cause: _Cause) -> _Loss:
         """Follows a failure along the edges that are waited for."""

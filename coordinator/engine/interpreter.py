@@ -34,7 +34,8 @@ from coordinator.saga import CommandFailed, CommandType, PauseAfter, Saga, state
 def definition_type(plan: Plan) -> CommandType:
     """A definition as the engine's type of command; its payload is any JSON value."""
     definition = plan.definition
-    graph = None if plan.linear else Graph(_nodes(plan))
+    alone = definition.on_failure == "dead_letter"  # a failed step is a dead letter, and no failure of the command's
+    graph = None if plan.linear and not alone else Graph(_nodes(plan))
 
     def start(payload: Any, saga: Saga) -> Coroutine[Any, Any, Any]:
         return _run(plan, graph, payload, saga)
@@ -67,7 +68,8 @@ async def _run(plan: Plan, graph: Graph | None, payload: Any, saga: Saga) -> Any
             else:
                 steps[step.name] = await _step(step, running, scope)
     else:
-        ended = await run_graph(graph, saga, context=running)
+        alone = plan.definition.on_failure == "dead_letter"
+        ended = await run_graph(graph, saga, context=running, dead_letter=alone)
         scope["steps"] = {step.name: _value(ended.get(step.name)) for step in plan.steps}
     try:
         return plan.result.render(scope)

@@ -40,7 +40,10 @@ def control(
             f"{operation} is not legal while the command is {state}", legal_states=legal_states(operation)
         )
     if operation in (Operation.REQUEUE, Operation.RESOLVE):
+        step = _letter(command, step)
         _check_letter(command, step, operation)
+        if input is not None and command.steps[step].held:
+            raise InvalidPayload.at("$.input", f"{step!r} sends nothing that could be replaced: leave the input out")
     return Control(
         SCHEMA,
         b"",
@@ -53,6 +56,16 @@ def control(
         input=NIL if input is None else input,
         replaces=input is not None,
     )
+
+
+def _letter(command: Command, name: str) -> str:
+    """The dead letter's own name: a step that waits for an operator may do so as ``failed:charge#2``."""
+    step = command.steps.get(name)
+    if step is None or not step.parked:
+        for each in decide.parked_names(command):
+            if each.partition("#")[0] == f"failed:{name.partition('#')[0]}":
+                return each
+    return name
 
 
 def _check_letter(command: Command, name: str, operation: Operation) -> None:

@@ -90,5 +90,6 @@ class Flow:
         return self._exec(payload, saga)
 
     async def _exec(self, payload: Any, saga: Saga) -> Any:
-        values = await run_graph(self._graph, saga, context=payload)
+        alone = self._on_failure == "dead_letter"
+        values = await run_graph(self._graph, saga, context=payload, dead_letter=alone)
         return None if self.plan.result is None else values[self.plan.result]

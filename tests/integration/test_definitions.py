@@ -11,7 +11,7 @@ import pytest
 
 import coordinator
 from coordinator import Embedded
-from coordinator.errors import Forbidden, IllegalState
+from coordinator.errors import Forbidden, IllegalState, InvalidPayload
 from coordinator.model.command import CommandView
 
 SERVICES = ("stock",)
@@ -382,6 +382,77 @@ async def test_a_failed_step_waits_for_an_operator_where_declared() -> None:
         view = await c.wait(view.id)
         assert view.state == "completed"
         assert effects(c) == {"a": 1, "b": 1, "z": 1}
+
+    await everywhere(scenario)
+
+
+async def test_what_ends_without_an_answer_is_a_dead_letter_of_its_own() -> None:
+    """Where failed steps wait for an operator, a datum that did not come in time does too: the other branches finish,
+    the join waits, and a requeue of the step asks for the datum again."""
+    order = definition(
+        undoable("a"),
+        {"name": "otp", "data": {"timeout": "10m"}, "after": ["a"]},
+        undoable("b", after=["a"]),
+        undoable("c"),
+        undoable("join", after=["otp", "c"], body="${steps.otp}"),
+        on_failure="dead_letter",
+    )
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a", "b", "c", "join")
+        view = await until(c, await c.submit(order), "waiting")
+        assert states(view)["c"] == "succeeded"
+        await c.clock.advance("11m")
+        view = await until(c, view, "dead_letter")
+        assert states(view)["failed:otp"] == "dead_letter"
+        assert (view.error and view.error.code) == "timeout"
+        with pytest.raises(InvalidPayload):
+            await c.requeue(view.id, "otp", input=7)
+        await c.requeue(view.id, "otp")
+        view = await until(c, view, "waiting")
+        await c.provide(view.id, "otp", 7)
+        view = await c.wait(view.id)
+        assert view.state == "completed"
+        assert effects(c) == {"a": 1, "b": 1, "c": 1, "join": 1}
+        assert c.services["stock"].effects[-1].body == 7
+
+    await everywhere(scenario)
+
+
+async def test_a_step_too_late_for_its_deadline_is_undone_and_waits_for_an_operator() -> None:
+    """What it turns out to have done is undone first; the requeued step is another one, with a key of its own."""
+    order = definition(undoable("a"), undoable("b", deadline="1m"), on_failure="dead_letter")
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a")
+        down = {"b"}
+        c.services["stock"].on("POST", "/b").does(lambda call: (503, None) if call.step in down else (200, "b"))
+        c.services["stock"].on("POST", "/b/undo").answers(200)
+        view = await c.submit(order)
+        await c.clock.advance("2m")
+        down.clear()
+        await c.clock.advance("2m")
+        view = await until(c, view, "dead_letter")
+        assert states(view)["b"] == "undone"
+        await c.requeue(view.id, "b")
+        view = await c.wait(view.id)
+        assert (view.state, states(view)["b#2"]) == ("completed", "succeeded")
+        assert effects(c) == {"a": 1, "b": 1, "b/undo": 1, "b#2": 1}
+
+    await everywhere(scenario)
+
+
+async def test_a_rejection_undoes_also_where_failed_steps_wait() -> None:
+    """A person's No is no fault that an operator could mend."""
+    order = definition(undoable("a"), {"name": "approve", "decision": True}, step("b"), on_failure="dead_letter")
+
+    async def scenario(c: Embedded) -> None:
+        answers(c, "a", "b")
+        view = await until(c, await c.submit(order), "waiting")
+        await c.decide(view.id, "approve", approve=False, by="ann")
+        view = await c.wait(view.id)
+        assert (view.state, view.error and view.error.code) == ("compensated", "rejected")
+        assert effects(c) == {"a": 1, "a/undo": 1}
 
     await everywhere(scenario)
 
