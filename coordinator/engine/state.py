@@ -126,6 +126,7 @@ class Command:
         "moves",
         "offset",
         "on_the_way",
+        "opened_by",
         "parked_at",
         "partition",
         "paused",
@@ -187,6 +188,7 @@ class Command:
         self.dead_letters = 0  # how many of its steps are parked
         self.trail: list[tuple[str, int, Answer]] = []
         self.revision = 1
+        self.opened_by = 0  # which of its signals opened it again, as it was ending; found anew with each run of exec
         self.signals = 0  # how many counted
         self.signal_ids: set[str] = set()
         self.moves = 0

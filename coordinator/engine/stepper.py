@@ -133,8 +133,8 @@ class Execution:
     ``pending`` and ``orphans`` map a step's name to what is to be called (each ``call`` is a StepCall), ``waits`` and
     ``holds`` to what is not (a Wait, a Hold).  ``calls`` has every step issued so far (an undo needs its step's call),
     ``waited`` every wait with its answer, ``skipped`` the steps left out by a condition.  ``unwanted`` are steps whose
-    recorded outcome is to be undone although exec goes on, ``late`` names data that came when it had returned.  When
-    ``done``, either ``error`` is set or ``result`` counts.
+    recorded outcome is to be undone although exec goes on, ``late`` data that came when it had returned (a datum's
+    number among the signals, and its name).  When ``done``, either ``error`` is set or ``result`` counts.
     """
 
     __slots__ = (
@@ -150,6 +150,8 @@ class Execution:
         "_recorded",
         "_root",
         "_saga",
+        "_signals",
+        "_stopped",
         "_unwinding",
         "calls",
         "done",
@@ -174,11 +176,13 @@ class Execution:
         self.calls: dict[str, StepCall] = {}
         self.waited: dict[str, Answered] = _NOTHING
         self.skipped: dict[str, str] = {}
-        self.late: tuple[str, ...] = ()
+        self.late: tuple[tuple[int, str], ...] = ()
         self.done = False
         self.result: Any = None
         self.error: BaseException | None = None
         self._saga = saga
+        self._signals = 0
+        self._stopped = False
         self._names: dict[str, int] = {}
         self._issued: set[str] = set()  # by the present feed: nobody can have called these
         self._issuers: dict[str, _Fiber] = {}
@@ -236,9 +240,10 @@ class Execution:
     def signal(self, record: Signal) -> None:
         """Data for whoever waits for it, now or later; a decision counts only for who waits for it now."""
         self._now(record.at)
+        self._signals += 1
         if self.done:
-            if record.channel == "data" and not self.redundant(record):
-                self.late = (*self.late, record.name)
+            if record.channel == "data" and not self._stopped and not self.redundant(record):
+                self.late = (*self.late, (self._signals, record.name))
             return
         if record.channel == "decision":
             waiting = self.waits.get(record.name)
@@ -280,6 +285,7 @@ class Execution:
 
     def stop(self) -> None:
         """A contrary decision: nothing more is run; what is pending is in doubt."""
+        self._stopped = True
         if not self.done:
             self.done = True
             self._issued.clear()
