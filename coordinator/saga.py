@@ -20,6 +20,7 @@ that says so.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from msgspec import Struct
@@ -240,14 +241,20 @@ class Saga:
                 won.append((running[index], result))
                 decided.open()
 
-        for index, awaited in enumerate(branches):
-            running.append(await Start(group, run(index, awaited)))
-        await decided
-        if not won:
-            raise (broken or failed)[0]
-        winner, result = won[0]
-        await Discard(tuple(branch for branch in running if branch is not winner), undo=losers == "undo")
-        return result
+        try:
+            for index, awaited in enumerate(branches):
+                running.append(await Start(group, run(index, awaited)))
+            await decided
+            if not won:
+                raise (broken or failed)[0]
+            winner, result = won[0]
+            await Discard(tuple(branch for branch in running if branch is not winner), undo=losers == "undo")
+            return result
+        finally:
+            for awaited in branches:  # those that were given up before they began
+                if isinstance(awaited, Coroutine):
+                    with suppress(Exception):  # whatever its author has written behind `finally`
+                        awaited.close()
 
     async def savepoint(
         self,
