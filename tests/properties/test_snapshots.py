@@ -14,9 +14,10 @@ from coordinator.engine.snapshots import Header, Whole, complete, cut, restore
 from coordinator.errors import CorruptLog
 from coordinator.model.command import Operation
 from coordinator.model.records import SCHEMA, Record, Registered, Snapshot, raw
+from coordinator.testing.simulator.trees import Node
 from coordinator.wire.codec import decode, encode
 from tests.properties.test_sagas import meddle, operate, troubled_worlds, worlds
-from tests.properties.world import Node, World, fold_of
+from tests.properties.world import World, fold_of
 
 VOLATILE = {
     "execution",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.errors import CoordinatorError
 from coordinator.model.command import FINAL, CommandView, Operation, State, StepState, Submission
+from coordinator.testing.simulator.people import give
 from coordinator.testing.simulator.plan import Order
 from coordinator.testing.simulator.process import Gone, Process
 from coordinator.transport.base import Event, Front, Want
@@ -44,6 +45,7 @@ class Client:
             payload=example.payload,
             definition=example.definition,
             timeout=order.timeout,
+            delay=order.delay,
         )
 
     async def run(self) -> None:
@@ -133,12 +135,31 @@ async def operators(world: World) -> None:
         id = random.choice(under_way) if under_way and random.random() < 0.8 else random.choice(orders).id
         try:
             if random.random() < 0.3:
-                await process.ask(_look(id, random.randrange(8)), 2)
+                await process.ask(_look(id, random.randrange(9)), 2)
+            elif random.random() < 0.1:
+                await _in_bulk(world, process)
             else:
                 operation = random.choices(list(Operation), (4, 4, 3, 1, 2, 1, 0))[0]  # to resolve needs a step
                 world.fault(f"operator: {operation}", id)
                 await _operate(world, process, id, operation)
         except (Gone, CoordinatorError) as refused:
+            world.note("operator", id, str(refused))
+
+
+async def _in_bulk(world: World, process: Process) -> None:
+    """The same operation on all commands in some state."""
+    state = world.random.choice((State.RUNNING, State.DELAYED, State.WAITING, State.PAUSED, State.DEAD_LETTER))
+    operation = world.random.choice((Operation.PAUSE, Operation.RESUME, Operation.CANCEL, Operation.RETRY))
+    world.fault(f"operator: {operation} in bulk")
+
+    async def listed(front: Front) -> list[str]:
+        page = await front.list_commands(state=state, type=None, attributes={}, limit=5, cursor=None)
+        return [each.id for each in page.commands]
+
+    for id in await process.ask(listed, 2):
+        try:
+            await _operate(world, process, id, operation)
+        except CoordinatorError as refused:
             world.note("operator", id, str(refused))
 
 
@@ -166,6 +187,8 @@ class _look:
                 questions.append(front.cluster())
             case 6:
                 questions.append(front.dead_letters())
+            case 7:
+                questions.append(front.decisions())
             case _:
                 async for _ in front.outcomes("stock", None, False):
                     pass
@@ -208,8 +231,23 @@ async def _see_to(world: World, process: Process, view: CommandView) -> None:
     if view.state is State.PAUSED:
         await _operate(world, process, view.id, Operation.RESUME)
     elif view.state is State.DEAD_LETTER:
-        letters = [step.name for step in view.steps if step.state is StepState.DEAD_LETTER]
-        for step in letters:
-            await _operate(world, process, view.id, Operation.REQUEUE, step)
-        if not letters:
+        await _mend(world, process, view)
+    else:
+        await give(world, process, view)
+
+
+async def _mend(world: World, process: Process, view: CommandView) -> None:
+    """Asks for each dead letter again, or does by hand what an undo should have done; gives up on a poisoned one."""
+    letters = [step for step in view.steps if step.state is StepState.DEAD_LETTER]
+    for step in letters:
+        undoes = step.outcome is not None and not step.name.startswith("savepoint:")
+        if undoes and world.random.random() < 0.3:
+            world.ledger.by_hand(view.id, step.name)
+            await _operate(world, process, view.id, Operation.RESOLVE, step.name)
+        elif step.name.startswith("savepoint:") and world.random.random() < 0.3:
             await _operate(world, process, view.id, Operation.CANCEL)
+            return
+        else:
+            await _operate(world, process, view.id, Operation.REQUEUE, step.name)
+    if not letters:
+        await _operate(world, process, view.id, Operation.CANCEL)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from coordinator.engine.asleep import unpacked
 from coordinator.lane import Lane
 from coordinator.model.call import Call, LocalCall, Request
-from coordinator.model.command import CommandView, Operation, State
+from coordinator.model.command import CommandView, Operation, State, StepState
 from coordinator.model.damaged import Damaged
 from coordinator.model.records import (
     CommandRecord,
@@ -29,11 +29,11 @@ from coordinator.model.records import (
     Snapshot,
     StepFailed,
     Submitted,
-    Timer,
-    Undone,
     unraw,
 )
 from coordinator.saga import StepCall
+from coordinator.testing.simulator.folds import ENDED_BY_UNDOING, Fold
+from coordinator.testing.simulator.trees import Node, base
 from coordinator.transport.base import Event
 from coordinator.wire.codec import encode, read
 
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from coordinator.testing.simulator.process import Process
     from coordinator.testing.simulator.world import World
 
+_TAKEN: Final = (StepState.SUCCEEDED, StepState.SKIPPED)  # a branch that was given up may have taken it with it
+_LOOKS_MAX: Final = 4
 _PLACE: Final = re.compile(r'File "(?:.*/)?([^"]+)", line (\d+)')
-_ENDED_BY_UNDOING: Final = (State.COMPENSATED, State.FAILED)
 
 
 def _told(request: Request | LocalCall) -> str:
@@ -56,47 +57,6 @@ def _told(request: Request | LocalCall) -> str:
 
 class Violation(Exception):
     """A promise is broken; the text says which and where."""
-
-
-class Fold:
-    """One command as the log tells it: its records that count, as (offset, record), and its end if it has one."""
-
-    def __init__(self, partition: int) -> None:
-        self.partition = partition
-        self.records: list[tuple[int, CommandRecord]] = []
-        self.finished: Finished | None = None
-        self.contrary = False
-        self.aborted = False
-
-    def add(self, offset: int, record: CommandRecord) -> None:
-        if self.finished is not None:
-            return
-        self.records.append((offset, record))
-        if isinstance(record, Timer) or (isinstance(record, Control) and record.operation == Operation.CANCEL):
-            self.contrary = True
-        elif isinstance(record, Control) and record.operation == Operation.ABORT:
-            self.aborted = True
-        elif isinstance(record, Finished) and not self._senseless(record.state):
-            self.finished = record
-
-    def _senseless(self, state: str) -> bool:
-        """An end that a decision before it in the log has overtaken."""
-        if state == State.COMPLETED:
-            return self.contrary or self.aborted
-        return state in _ENDED_BY_UNDOING and self.aborted
-
-    def dead_undos(self) -> set[str]:
-        """Steps whose undo was a dead letter: a cancel passes them over, and they are undone when somebody sees to
-        them."""
-        return {
-            record.step
-            for _, record in self.records
-            if isinstance(record, StepFailed) and record.undo and record.verdict == "parked"
-        }
-
-    def steps(self, kind: type[Outcome] | type[Undone]) -> list[str]:
-        """The steps that have such a record, in log order, each once."""
-        return list(dict.fromkeys(record.step for _, record in self.records if isinstance(record, kind)))
 
 
 class Judge:
@@ -120,6 +80,10 @@ class Judge:
             tuple[str, str], None
         ] = {}  # type and step: live without undo, and the command did not complete
         self.harmless: set[str] = set()  # keys of calls that change nothing
+        self.went_back: set[str] = set()  # commands of which something was undone on their way forward
+        self.decided: dict[tuple[str, str], str] = {}  # by command and step: who was told that his decision counts
+        self._fences: dict[tuple[str, str], tuple[int, int]] = {}  # by process and command: of the last call
+        self._kept: dict[tuple[str, str], int] = {}  # by command and name: how often data was seen not to be given
         self._requests: dict[str, Request | LocalCall] = {}  # by key
         self.controls: set[tuple[str, str]] = set()  # asked of a command, and valid; perhaps behind its end
 
@@ -218,7 +182,7 @@ class Judge:
     def _poisoned(self, record: StepFailed) -> None:
         """A user's command cannot go on."""
         fold, failure = self.folds.get(record.id), record.failure
-        type = fold.records[0][1].type if fold is not None else record.id  # type: ignore[union-attr]
+        type = next(fold.all).type if fold is not None else record.id  # type: ignore[union-attr]
         places = _PLACE.findall(failure.traceback or "")
         where = " ({}, line {})".format(*places[-1]) if places else ""
         self.hold(False, f"{type} cannot go on: {failure.message}{where}")
@@ -250,10 +214,30 @@ class Judge:
             return
         ended = fold.finished is not None and fold.records[-1][0] < call.epoch
         self.hold(not ended, f"{process.name} called {call.key} of a command that ended before its epoch")
+        self._fenced(process, call)
         service = call.request.service
         limit = process.engine.service(service).settings.max_in_flight
         count = process.wire.in_flight(service)
         self.hold(count <= limit, f"{process.name} has {count} calls of {service} in flight, at most {limit} may be")
+
+    def _fenced(self, process: Process, call: Call) -> None:
+        """The fences of a command's calls only grow."""
+        last = self._fences.get((process.name, call.command), (0, 0))
+        fence = (call.epoch, call.attempt)
+        self.hold(last < fence, f"{process.name} called {call.key} under {call.fence}, and the last under {last}")
+        self._fences[process.name, call.command] = fence
+        command = process.engine.commands.get(call.command)
+        execution = None if command is None else command.execution
+        if call.undo and execution is not None and call.step in execution.unwanted:
+            self.went_back.add(call.command)
+
+    def causes(self, call: Call, undone: Sequence[str]) -> None:
+        """Something is done: nothing that it follows from was undone."""
+        fold, body = self.folds.get(call.command), getattr(call.request, "body", None)
+        if self._world.users or fold is None or not isinstance(body, dict) or fold.dead_undos():
+            return
+        gone = set(body.get("after", ())) & set(undone)
+        self.hold(not gone, f"{call.key} was done when {sorted(gone)}, which it follows from, had been undone")
 
     def admitted(self, process: Process) -> None:
         """A new command has joined: it had a slot."""
@@ -286,12 +270,29 @@ class Judge:
             return
         if view.finished_at is None:
             return
-        finished = fold.finished
-        if finished is None:
+        if not fold.ends:
             self.hold(False, f"{client} was told that {view.id} is {view.state}, the log has no end of it")
             return
-        same = view.state == finished.state and view.result == unraw(finished.result)
-        self.hold(same, f"{client} was told that {view.id} is {view.state}, the log says {finished.state}")
+        same = any(view.state == end.state and view.result == unraw(end.result) for end in fold.ends)
+        self.hold(same, f"{client} was told that {view.id} is {view.state}, the log says {fold.ends[-1].state}")
+
+    def decides(self, client: str, id: str, step: str) -> None:
+        """A person is told that the decision counts: the first in the log, and nobody else's."""
+        first = self.folds[id].decider(step) if id in self.folds else None
+        self.hold(first == client, f"{client} was told that he has decided {step} of {id}, {first} was first")
+        self.decided[id, step] = client
+
+    def waits(self, view: CommandView) -> None:
+        """In peace, a command was seen to wait: not for data that has come, time and again."""
+        fold = self.folds.get(view.id)
+        if fold is None or fold.finished is not None:
+            return
+        for name in view.waiting_for:
+            taken = sum(base(step.name) == name and step.state in _TAKEN for step in view.steps)
+            came = len(fold.data.get(name, ()))
+            self._kept[view.id, name] = self._kept.get((view.id, name), 0) + 1 if came > taken else 0
+            told = f"{view.id} waits for {name}, of which {came} came and {taken} were taken"
+            self.hold(self._kept[view.id, name] < _LOOKS_MAX, told)
 
     def granted(self, id: str, operation: Operation) -> None:
         """An operator was answered: what he asked for is in the log, though an end may have come before it."""
@@ -309,7 +310,7 @@ class Judge:
             if fold is None or fold.finished is None:
                 self.hold(False, f"{order.id} never ended")
             else:
-                self._effects(order.id, fold)
+                self._effects(order.id, fold, order.root)
         for process in self._world.living():
             left = process.pipeline.watchers.ids()
             self.hold(not left, f"{process.name} has watchers that nobody waits with: {left}")
@@ -326,23 +327,25 @@ class Judge:
         owners = self.owners(partition)
         self.hold(len(owners) == 1, f"partition {partition} is owned by {owners or 'nobody'}")
 
-    def _effects(self, id: str, fold: Fold) -> None:
+    def _effects(self, id: str, fold: Fold, root: Node | None) -> None:
         """Live is what is recorded and not undone; what ended by undoing has nothing left that can be undone."""
         assert fold.finished is not None
         state = fold.finished.state
         ledger = self._world.ledger
-        outcomes, undone = fold.steps(Outcome), fold.steps(Undone)
+        outcomes, undone = fold.steps(Outcome), fold.undone()
         order = [key.split("/")[1] for key in ledger.undone if key.startswith(f"{id}/")]
         late = fold.dead_undos() if fold.contrary else set()
         order = [step for step in order if step not in late]
-        if any("#" in step for step in outcomes):  # a second try: the first one was undone for itself
+        if id in self.went_back:  # what it went back over was undone for itself
             order = []
         backwards = sorted(order, key=lambda step: outcomes.index(step) if step in outcomes else -1, reverse=True)
         self.hold(order == backwards, f"{id} was undone in the order {order}, its outcomes are {outcomes}")
         if state == State.ABORTED:
             return  # an operator has ended it as it stood
         live = {key.split("/")[1] for key in ledger.live if key.startswith(f"{id}/")}
-        recorded = {step for step in set(outcomes) - set(undone) if f"{id}/{step}" not in self.harmless}
+        if root is not None:
+            self._account(id, fold, root, live)
+        recorded = {step for step in set(outcomes) - undone if f"{id}/{step}" not in self.harmless}
         stray, gone = sorted(live - recorded), sorted(recorded - live)
         self.hold(
             not stray, f"{id} is {state}, the effect of {stray} is live, and the log has no outcome of it to undo"
@@ -351,12 +354,21 @@ class Judge:
             not gone, f"{id} is {state}, the outcome of {gone} is recorded and not undone, and its effect is gone"
         )
         left = {step for step in live if (id, step) in self.declared and self.declared[id, step].undo is not None}
-        if state in _ENDED_BY_UNDOING:
-            type = fold.records[0][1].type  # type: ignore[union-attr]
+        if state in ENDED_BY_UNDOING:
+            type = next(fold.all).type  # type: ignore[union-attr]
             self.left |= {(type, step): None for step in sorted(live - left)}
             self.hold(not left, f"{id} is {state} with live effects {sorted(left)}")
         else:
             self.hold(fold.aborted is False, f"{id} is {state} after an abort")
+
+    def _account(self, id: str, fold: Fold, root: Node, live: set[str]) -> None:
+        """One of our trees: it ran as it is written, ended for a reason, and what it tells of itself is so."""
+        for what in fold.misruns(root):
+            self.hold(False, f"{id} is over: {what}")
+        self.hold(not fold.unfounded(), f"{id} ended by a time that had not come, or not while it counted")
+        if fold.finished is not None and fold.finished.state == State.COMPLETED:
+            for what in fold.mistold(root, {f"{id}/{step}" for step in live}):
+                self.hold(False, f"{id} is completed: {what}")
 
     def deleted(self, id: str) -> bool:
         """Whether the command's end is not in the log any more, and so nobody need know of it."""

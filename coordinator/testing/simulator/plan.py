@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from coordinator.model.call import Request
-from coordinator.saga import App, CommandFailed, Retry, Saga, StepFailed
+from coordinator.saga import App
+from coordinator.testing.simulator.trees import DATA, TYPES, WAITS, Node, Tree, application
 
 SERVICES: Final = ("stock", "payments", "shipping")
 FAULTS: Final = (
@@ -46,83 +46,49 @@ RETAIN_MS: Final = 12_000  # longer than any client that lost its answer takes t
 # ---------------------------------------------------------------- commands
 
 
-class Node(Struct, frozen=True):
-    """A random saga: a step, a sequence or a fork; ``catches`` makes a sequence swallow a failed step of its own."""
-
-    kind: str
-    name: str = ""
-    service: str = "stock"
-    undoable: bool = True
-    attempts: int = 1
-    give_up_after: str | None = None
-    parts: tuple[Node, ...] = ()
-    catches: bool = False
-
-
-class Tree(Struct):
-    """The command of every simulation: runs its tree by the public saga API; ``end`` says how its code ends."""
-
-    root: Node
-    end: str = "well"
-
-    async def exec(self, saga: Saga) -> Any:
-        result = await _walk(self.root, saga)
-        if self.end == "fails":
-            raise CommandFailed("the author's own reason", "simulated")
-        if self.end == "poison":
-            raise ZeroDivisionError("a mistake of the author")
-        return result
-
-
-async def _walk(node: Node, saga: Saga) -> Any:
-    if node.kind == "step":
-        return await saga.step(
-            node.name,
-            Request(service=node.service, path=f"/{node.name}"),
-            undo=Request(service=node.service, path=f"/{node.name}/undo") if node.undoable else None,
-            retry=Retry(attempts=node.attempts, first="50ms", max="200ms"),
-            give_up_after=node.give_up_after,
-        )
-    if node.kind == "fork":
-        return await saga.all(*(_walk(part, saga) for part in node.parts))
-    results = []
-    try:
-        for part in node.parts:
-            results.append(await _walk(part, saga))  # noqa: PERF401
-    except StepFailed:
-        if not node.catches:
-            raise
-    return results
-
-
-def steps_of(node: Node) -> Iterator[Node]:
-    """All steps of a tree, in the order they are written."""
-    if node.kind == "step":
-        yield node
-    for part in node.parts:
-        yield from steps_of(part)
-
-
 def app() -> App:
     """The application that every simulated instance runs."""
-    made = App()
-    made.command()(Tree)
-    return made
+    return application()
 
 
 def _node(random: Random, depth: int, names: Iterator[int]) -> Node:
-    kind = "step" if depth == 0 else random.choices(("step", "sequence", "fork"), (4, 3, 2))[0]
+    kinds = ("step", "sequence", "fork", "any", "savepoint")
+    kind = "step" if depth == 0 else random.choices(kinds, (6, 5, 4, 2, 2))[0]
+    if kind == "step":
+        return _leaf(random, names)
+    many = 1 if kind == "savepoint" else random.randint(2, 3)
+    number = next(names)
+    return Node(
+        kind,
+        f"p{number}" if kind == "savepoint" else "",
+        parts=tuple(_node(random, depth - 1, names) for _ in range(many)),
+        catches=kind == "sequence" and random.random() < 0.2,
+        keeps=kind == "any" and random.random() < 0.3,
+        then=random.choice(("retry", "retry", "undo", "dead_letter")),
+        tries=random.randint(1, 2),
+        exhausted=random.choice(("undo", "undo", "dead_letter")),
+    )
+
+
+def _leaf(random: Random, names: Iterator[int]) -> Node:
+    number = next(names)
+    kind = random.choices(("step", *WAITS), (12, 1.5, 1.5, 1))[0]
     if kind == "step":
         return Node(
             "step",
-            f"s{next(names)}",
+            f"s{number}",
             random.choice(SERVICES),
             undoable=random.random() < 0.85,
             attempts=random.choice((1, 1, 1, 3)),
             give_up_after=random.choice((None, None, None, None, None, "1s")),
+            deadline=random.choice((None, None, None, None, None, None, None, "800ms")),
         )
-    parts = tuple(_node(random, depth - 1, names) for _ in range(random.randint(2, 3)))
-    return Node(kind, parts=parts, catches=kind == "sequence" and random.random() < 0.2)
+    return Node(
+        kind,
+        random.choice(DATA) if kind == "receive" else f"{kind[:2]}{number}",
+        timeout=random.choice(("200ms", "1s", "3s") if kind == "sleep" else (None, None, None, "700ms", "3s")),
+        on_timeout=random.choice(("reject", "approve", "fail")),
+    )
 
 
 class Example(Struct, frozen=True):
@@ -159,10 +125,17 @@ class Order(Struct, frozen=True):
     timeout: str | None
     again: int  # how often it asks once more, when it knows the end
     twin: bool  # whether somebody else sends the very same
+    type: str = "Tree"
+    delay: str | None = None
 
     @property
     def example(self) -> Example:
-        return self.tree if isinstance(self.tree, Example) else Example("Tree", msgspec.to_builtins(self.tree))
+        return self.tree if isinstance(self.tree, Example) else Example(self.type, msgspec.to_builtins(self.tree))
+
+    @property
+    def root(self) -> Node | None:
+        """The tree that it runs, if it is one of ours."""
+        return self.tree.root if isinstance(self.tree, Tree) else None
 
 
 STYLES: Final = ("waits", "watches", "polls", "leaves")
@@ -182,6 +155,8 @@ def _order(seed: int, number: int, until: float, examples: Sequence[Example]) ->
         random.choice((None, None, None, None, "700ms", "4s")),
         random.choice((0, 0, 1, 3)),
         random.random() < 0.2,
+        random.choice(("Tree", "Tree", *TYPES)),
+        random.choice((None, None, None, None, None, "600ms")),
     )
 
 

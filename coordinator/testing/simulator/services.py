@@ -98,12 +98,22 @@ class Ledger:
         self._world.note("effect", call.key)
         if not call.undo:
             judge.hold(call.key not in self.live, f"double effect of {call.key}")
+            judge.causes(call, self.undone)
             self.live.add(call.key)
             return
         forward = call.key.removesuffix("/undo")
         judge.hold(forward in self.live, f"{forward} was undone, but it is not live")
         self.live.discard(forward)
         self.undone.append(forward)
+
+    def by_hand(self, id: str, step: str) -> None:
+        """Somebody takes an effect back, and sees to it that a late request to do so does nothing."""
+        key = f"{id}/{step}"
+        if key in self.live:
+            self._world.note("by hand", key)
+            self.live.discard(key)
+            self.undone.append(key)
+            self._replies[f"{key}/undo"] = (200, b"null")
 
 
 class Wire:

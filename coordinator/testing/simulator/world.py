@@ -37,6 +37,7 @@ from coordinator.testing.simulator.clients import Client, operators, repair, sho
 from coordinator.testing.simulator.judge import Judge
 from coordinator.testing.simulator.membership import GroupCoordinator
 from coordinator.testing.simulator.network import Network
+from coordinator.testing.simulator.people import answer
 from coordinator.testing.simulator.plan import WHOLE, Cut, Plan, app, plan, stream
 from coordinator.testing.simulator.process import Gone, Machine, Process
 from coordinator.testing.simulator.services import Ledger, breakdowns
@@ -203,6 +204,8 @@ class World:
         for client in self.clients:
             self._spawn(client.run())
         troubles = [self._spawn(each) for each in (breakdowns(self), operators(self), self._accidents(), self._rolls())]
+        for order in self.plan.orders:
+            self._spawn(answer(self, order))
         await self._until(self.plan.until, lambda: False)
         for task in troubles:
             task.cancel()
