@@ -161,6 +161,8 @@ class Engine(Fold):
             command.expected = max(0, command.expected - 1)
         elif isinstance(record, Timer):
             command.on_the_way.discard((record.what, record.name))
+        elif isinstance(record, Finished) and command.finished is None:  # it goes on, and may have missed its deadline
+            self._arm_deadline(command)
 
     # ------------------------------------------------------------ events in
 
@@ -294,9 +296,8 @@ class Engine(Fold):
 
     def _timer(self, command: Command, kind: str, name: str, now: float) -> None:
         if kind == "deadline":
-            if command.contrary is None and not (
-                command.ending or command.finishing or command.aborted or command.quarantined
-            ):
+            passed = command.deadline is not None and now >= command.deadline  # else it was that of a former life
+            if passed and not (command.ending or command.finishing or command.aborted or command.quarantined):
                 self._propose(command.partition, Timer(SCHEMA, b"", int(now), command.id, "deadline"))
         elif kind == "give_up":
             work = command.work.get(name)

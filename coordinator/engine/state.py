@@ -136,6 +136,7 @@ class Command:
         "proposed",
         "quarantined",
         "reason",
+        "reopened_at",
         "rerun_at",
         "rerun_blocked",
         "revision",
@@ -188,6 +189,7 @@ class Command:
         self.dead_letters = 0  # how many of its steps are parked
         self.trail: list[tuple[str, int, Answer]] = []
         self.revision = 1
+        self.reopened_at = 0  # when its present life began, if it is not the first (ms)
         self.opened_by = 0  # which of its signals opened it again, as it was ending; found anew with each run of exec
         self.signals = 0  # how many counted
         self.signal_ids: set[str] = set()
@@ -214,9 +216,18 @@ class Command:
 
     @property
     def deadline(self) -> int | None:
-        """When the command's own deadline passes (ms since 1970), whether it could begin in time or not."""
+        """When the command's own deadline passes (ms since 1970), whether it could begin in time or not; each life has
+        as long."""
         timeout = self.submitted.timeout
-        return None if timeout is None else (self.submitted.start_at or self.submitted.at) + timeout
+        begins = self.reopened_at or self.submitted.start_at or self.submitted.at
+        return None if timeout is None else begins + timeout
+
+    def reopened(self, at: int) -> None:
+        """Begins its next life: what it was given until now is folded, and its end is none any more.  A pause that came
+        as it ended was one of its former life."""
+        self.reopened_at = at
+        self.paused = self.paused_auto = False
+        self.errors = 0
 
     def step(self, name: str, service: str) -> Step:
         step = self.steps.get(name)

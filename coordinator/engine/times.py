@@ -71,7 +71,7 @@ def _since(command: Command, state: State) -> int:
         tried = [waiting.since for name, waiting in execution.pending.items() if _is_delayed(command, name)]
         if tried:
             return min(tried)
-    return command.trail[-1][1] if command.trail else command.begins_at
+    return max(command.trail[-1][1] if command.trail else command.begins_at, command.reopened_at)
 
 
 def _is_delayed(command: Command, name: str) -> bool:

@@ -60,6 +60,7 @@ def refold(command: Command) -> None:
             for _, earlier in reopened(command.partition, record)[1:]:
                 if not isinstance(earlier, (Finished, Reopened)):  # an end that was none, after all
                     fold(command, earlier)
+            command.reopened(record.at)
         elif not isinstance(record, (Submitted, Damaged)):
             fold(command, record)
 

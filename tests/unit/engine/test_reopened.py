@@ -13,7 +13,7 @@ from coordinator.engine.engine import Engine
 from coordinator.engine.registry import Registry
 from coordinator.model.call import Answer, Verdict
 from coordinator.model.ids import CommandId
-from coordinator.model.records import SCHEMA, Control, Finished, Record, Reopened, Signal, Submitted, raw, unraw
+from coordinator.model.records import SCHEMA, Control, Finished, Record, Reopened, Signal, Submitted, Timer, raw, unraw
 from coordinator.model.settings import EngineSettings
 from coordinator.saga import CommandType
 from coordinator.wire.codec import encode
@@ -75,9 +75,9 @@ def coupon(value: str) -> Signal:
     return Signal(SCHEMA, b"t", 1000, ID, "coupon", raw(value))
 
 
-def begun(run: Run = priced, silent: str = "") -> Table:
+def begun(run: Run = priced, silent: str = "", timeout: int | None = None) -> Table:
     table = Table(run=run, silent=silent)
-    table.put(Submitted(SCHEMA, b"t", 1000, ID, "T", 1, raw({}), b"f"))
+    table.put(Submitted(SCHEMA, b"t", 1000, ID, "T", 1, raw({}), b"f", timeout=timeout))
     while True:
         proposed = table.turn()
         if any(isinstance(each, Finished) for each in proposed):
@@ -150,3 +150,42 @@ def test_a_datum_that_exec_does_not_ask_for_opens_it_once() -> None:
     again = table.again()
     assert table.run() == again.run()
     assert table.engine.under_way == 0
+
+
+def reopened(table: Table, at: int) -> None:
+    """The end, and long after it the next life, without the datum yet."""
+    for record in table.proposed:
+        table.put(record)
+    assert not table.turn()
+    pieces = [(offset, encode(record)) for offset, record in enumerate(table.log)]
+    table.put(Reopened(SCHEMA, b"t", at, ID, 2, pieces))
+
+
+def test_each_life_has_as_long_as_the_first() -> None:
+    """A deadline that passed when the command had ended long ago is none: what was completed is not undone for it."""
+    table = begun(timeout=100)
+    reopened(table, 1_000_000)
+    table.engine.tick(1_000_050)
+    assert not table.turn()
+    table.engine.tick(1_000_100)
+    assert [record.what for record in table.turn() if isinstance(record, Timer)] == ["deadline"]
+
+
+def test_a_pause_that_came_as_it_ended_does_not_stop_the_next_life() -> None:
+    """It was asked of what has ended since; whoever wants to stop the next life says so."""
+    table = begun()
+    table.put(Control(SCHEMA, b"t", 1000, ID, "pause"))
+    reopened(table, 2000)
+    table.put(coupon("a"))
+    assert table.run() == [[], ["a"]]
+
+
+def test_a_deadline_that_passes_as_the_command_ends_is_not_forgotten() -> None:
+    """The end was none, since data was first in the log: the next life is still the one whose time is up."""
+    table = begun(timeout=100)
+    table.engine.tick(1100)
+    table.put(coupon("a"))
+    for record in table.proposed:
+        table.put(record)
+    table.engine.tick(1100)
+    assert [record.what for record in table.turn() if isinstance(record, Timer)] == ["deadline"]
