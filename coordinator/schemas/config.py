@@ -111,7 +111,7 @@ WORDS: Final[dict[str, str]] = {
     "services.*.timeout": "Of a call; what is not answered by then is unknown, and asked again.",
     "services.*.connect_timeout": "Of a new connection.",
     "services.*.max_in_flight": "Calls at once, of each instance.",
-    "services.*.response_bytes_max": "An answer that is longer is a failure.",
+    "services.*.response_bytes_max": "An answer that is longer cannot be read: it counts as unknown.",
     "services.*.breaker": "What keeps a service that is down from being asked all the time.",
     "services.*.breaker.failures": "So many unknown answers in a row open it.",
     "services.*.breaker.reset": "Then one call may probe after each such time.",
