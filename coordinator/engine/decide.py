@@ -77,6 +77,8 @@ def _course(engine: Engine, command: Command, now: float) -> None:
         times.of_errors(engine, command, command.type.pause_after, now)
     if command.paused or command.poison is not None:
         engine.withhold(command.work.values())
+        if command.poison is None and execution is not None:
+            command.waits = _awaited(execution)
         return
     if execution is None:
         return
@@ -110,9 +112,10 @@ def _before_start(engine: Engine, command: Command, now: float) -> None:
     if command.contrary is not None:
         command.failure = _contrary(command)
         engine.propose(command, _end(command, State.FAILED, now))
-    elif not command.paused:
+        return
+    if not command.paused:
         times.due(engine, command, "start", "", command.submitted.start_at, now)
-        command.waits = ("start",)
+    command.waits = ("start",)
 
 
 # ---------------------------------------------------------------- exec
@@ -295,11 +298,16 @@ def _forward(engine: Engine, command: Command, execution: Execution, now: float)
     for waiting in execution.waits.values():
         times.of_wait(engine, command, waiting, now)
     settled = not execution.orphans or _resolved(engine, command, execution, now)
-    if execution.unwanted:
-        if settled:  # what is in doubt may follow from what is unwanted: it is undone first, if it was done
-            _undone(engine, command, execution, execution.unwanted, now)
-    elif settled and execution.waits and not (execution.pending or execution.holds):
-        command.waits = tuple(waits.name_of(waiting) for waiting in execution.waiting)
+    if settled and execution.unwanted:  # what is in doubt may follow from these: it is undone first, if it was done
+        _undone(engine, command, execution, execution.unwanted, now)
+    command.waits = _awaited(execution)
+
+
+def _awaited(execution: Execution) -> tuple[str, ...]:
+    """What it waits for, where nothing else is to be done for it."""
+    if execution.pending or execution.holds or execution.orphans or execution.unwanted:
+        return ()
+    return tuple(waits.name_of(waiting) for waiting in execution.waiting)
 
 
 def _hold(engine: Engine, command: Command, hold: Pending, now: float) -> None:

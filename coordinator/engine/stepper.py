@@ -200,8 +200,12 @@ class Execution:
 
     @property
     def waiting(self) -> list[Pending]:
-        """The waits that exec needs to go on, in the order in which they began."""
-        return [waiting for waiting in self.waits.values() if not waiting.call.listens]
+        """The waits that exec needs to go on, in the order in which they began; where it needs none of them and has
+        nothing else, any of them will do."""
+        needed = [waiting for waiting in self.waits.values() if not waiting.call.listens]
+        if needed or self.pending or self.holds:
+            return needed
+        return list(self.waits.values())
 
     @property
     def names(self) -> Collection[str]:

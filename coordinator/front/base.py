@@ -95,7 +95,10 @@ class Base:
     def awake(self, id: str) -> Command | None:
         """The command, if it is under way, for who asks something of it; raises as `lane_of`."""
         self.lane_of(id)
-        return self.engine.find(CommandId(id))
+        command = self.engine.find(CommandId(id))
+        if command is not None and command.execution is None:
+            self.engine.retraced(command)  # one of a hundred thousand, which a new owner sees to one after the other
+        return command
 
     def live_view(self, command: Command) -> CommandView:
         return views.command_view(command, self.registry.planned(command.submitted))
