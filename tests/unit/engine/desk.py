@@ -27,7 +27,7 @@ from coordinator.engine.state import Command
 from coordinator.model.call import Answer, Call, Verdict
 from coordinator.model.command import FINAL, Operation
 from coordinator.model.ids import CommandId
-from coordinator.model.records import SCHEMA, Failure, Finished, Record, Submitted, raw, unraw
+from coordinator.model.records import SCHEMA, Failure, Finished, Record, Signal, Submitted, raw, unraw
 from coordinator.model.settings import BreakerSettings, EngineSettings, ServiceSettings
 from coordinator.wire.codec import decode, encode
 
@@ -93,8 +93,14 @@ class Desk:
 
     # ------------------------------------------------------------ asking
 
-    def submit(self, id: str = "c", *, timeout: int | None = None, fingerprint: bytes = b"f") -> Decision:
-        record = Submitted(SCHEMA, b"", int(self.now), CommandId(id), "T", 1, raw({}), fingerprint, timeout=timeout)
+    def submit(
+        self, id: str = "c", *, timeout: int | None = None, fingerprint: bytes = b"f", delay: int = 0
+    ) -> Decision:
+        now = int(self.now)
+        start_at = now + delay if delay else 0
+        record = Submitted(
+            SCHEMA, b"", now, CommandId(id), "T", 1, raw({}), fingerprint, timeout=timeout, start_at=start_at
+        )
         services = self.registry.resolve("T").services
         decision = self.engine.submit(GateRequest(id, fingerprint, services), record, 0, self.now)
         self.turn()
@@ -111,6 +117,26 @@ class Desk:
         if turn:
             self.turn()
         return asked is not None
+
+    def give(self, name: str, value: Any = None, signal_id: str = "", *, id: str = "c", turn: bool = True) -> None:
+        """Data for the command."""
+        self._signal(Signal(SCHEMA, b"", int(self.now), CommandId(id), name, raw(value), signal_id), turn=turn)
+
+    def decide(
+        self, step: str, *, approve: bool = True, by: str = "ann", comment: str = "", id: str = "c", turn: bool = True
+    ) -> None:
+        """A person's decision."""
+        value = raw({"approve": approve, "comment": comment})
+        self._signal(
+            Signal(SCHEMA, b"", int(self.now), CommandId(id), step, value, by=by, channel="decision"), turn=turn
+        )
+
+    def _signal(self, signal: Signal, *, turn: bool) -> None:
+        command = self.engine.find(signal.id)
+        assert command is not None
+        self.engine.ask(command, signal)
+        if turn:
+            self.turn()
 
     # ------------------------------------------------------------ answering
 
@@ -180,7 +206,13 @@ class Desk:
     # ------------------------------------------------------------ looking
 
     def command(self, id: str = "c") -> Command:
-        return self.engine.commands[CommandId(id)]
+        """As it is; one that is asleep sleeps on."""
+        found = self.engine.look_at(0, CommandId(id))
+        assert found is not None
+        return found
+
+    def asleep(self, id: str = "c") -> bool:
+        return isinstance(self.engine.shards[0].commands[CommandId(id)], bytes)
 
     def state(self, id: str = "c") -> str:
         ended = self.ended.get(id)
