@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from coordinator import CommandFailed, Delayed, PauseAfter, Saga, StepFailed
-from coordinator.awaitables import Retry
-from coordinator.model.command import Operation
+from coordinator.awaitables import Retry, Wait
+from coordinator.engine import asleep
+from coordinator.model.command import Operation, State
+from coordinator.model.ids import CommandId
 from coordinator.model.records import Failure
-from tests.unit.engine.desk import step, submitted
+from tests.unit.engine.desk import Desk, step, submitted
 
 
 class Mine(Exception):
@@ -147,3 +149,37 @@ def test_an_operators_pause_takes_the_place_of_one_that_came_by_itself() -> None
     assert desk.state() == "paused"
     desk.ask(Operation.RESUME)
     assert desk.under_way() == ["a"]
+
+
+def sleeper(desk: Desk) -> asleep.Sleeper:
+    """The command as it sleeps."""
+    kept = desk.engine.shards[0].commands[CommandId("c")]
+    assert isinstance(kept, bytes)
+    return asleep.unpacked(kept)
+
+
+def test_a_command_that_waits_sleeps_when_it_is_paused_as_well() -> None:
+    """Whoever pauses a million waiting commands pays for records, and not for memory; its time passes meanwhile, and
+    tells when it is resumed."""
+
+    async def run(saga: Saga) -> Any:
+        return await saga.receive("word", timeout="1h")
+
+    desk = submitted(run)
+    assert (sleeper(desk).state, sleeper(desk).waits) == (State.WAITING, ("word",))
+    desk.ask(Operation.PAUSE)
+    desk.sleep(7_200_000)
+    assert (sleeper(desk).state, sleeper(desk).waits) == (State.PAUSED, ("word",))
+    desk.ask(Operation.RESUME)
+    assert desk.failure().code == "timeout"
+
+
+def test_who_has_nothing_else_waits_for_what_it_only_listens_for() -> None:
+    """A command that was opened again, and whose datum was lost on the way, holds no slot until it is sent again."""
+
+    async def run(_saga: Saga) -> Any:
+        return await Wait(name="late", kind="data", channel="late", listens=True)
+
+    desk = submitted(run)
+    assert sleeper(desk).waits == ("late",)
+    assert not desk.engine.slots
