@@ -321,14 +321,14 @@ def test_refusals_are_told_and_the_others_go_on(shop: Commands, run: Any) -> Non
     assert (code, told) == (1, "1 refused, 3 done\n")
     assert lines[0] == "refused      p-1  Order  paused  illegal_state: because illegal_state"
     assert states(shop) == {"p-1": "paused", "o-3": "running", "o-2": "running", "o-1": "running", "done": "completed"}
-    code, lines, _ = run("retry", "o-1", "nobody", "--json")
+    code, lines, _ = run("retry", "p-1", "nobody", "--json")
     assert code == 1
     assert [json.loads(line) for line in lines] == [
         {
             "id": id, "type": None, "state": None, "status": "refused",
             "error": {"code": code, "detail": f"because {code}"},
         }
-        for id, code in (("o-1", "illegal_state"), ("nobody", "unknown_command"))
+        for id, code in (("p-1", "illegal_state"), ("nobody", "unknown_command"))
     ]  # fmt: skip
 
 
