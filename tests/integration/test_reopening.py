@@ -73,3 +73,17 @@ async def test_a_deadline_ends_what_waits_for_an_operator_because_it_failed() ->
         assert view.state == "compensated"
         assert view.error is not None
         assert view.error.code == "deadline_exceeded"
+
+
+async def test_a_dead_letter_has_no_deadline_and_begins_it_anew() -> None:
+    """However long an operator takes over it; else asking again could not mend it."""
+    service = Scripted()
+    service.on("POST", "/b").fails(409, {}).then.answers(200, {})
+    step = {"name": "b", "service": "s", "path": "/b", "deadline": "10m"}
+    definition = {"name": "d", "on_failure": "dead_letter", "steps": [step]}
+    async with coordinator.embedded(services={"s": service}, clock=FakeClock("2026-11-21T09:00:00Z")) as c:
+        await c.submit(definition, id="d")
+        await c.clock.advance("1h")
+        assert (await c.get("d")).state == "dead_letter"
+        await c.requeue("d", "b")
+        assert (await c.wait("d")).state == "completed"
