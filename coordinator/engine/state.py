@@ -139,6 +139,7 @@ class Command:
         "reopened_at",
         "rerun_at",
         "rerun_blocked",
+        "resumed_at",
         "revision",
         "senseless",
         "signal_ids",
@@ -204,6 +205,7 @@ class Command:
         self.paused = False
         self.paused_at = 0
         self.paused_auto = False  # nobody asked for it
+        self.resumed_at = 0
         self.aborted = False
         self.skip_parked = False
         self.reason = ""

@@ -133,7 +133,8 @@ class Execution:
     ``pending`` and ``orphans`` map a step's name to what is to be called (each ``call`` is a StepCall), ``waits`` and
     ``holds`` to what is not (a Wait, a Hold).  ``calls`` has every step issued so far (an undo needs its step's call),
     ``waited`` every wait with its answer, ``skipped`` the steps left out by a condition.  ``unwanted`` are steps whose
-    recorded outcome is to be undone although exec goes on, ``late`` data that came when it had returned (a datum's
+    recorded outcome is to be undone although exec goes on, ``moved_at`` is the time of the last record that was more
+    than kept, ``late`` data that came when it had returned (a datum's
     number among the signals, and its name).  When ``done``, either ``error`` is set or ``result`` counts.
     """
 
@@ -158,6 +159,7 @@ class Execution:
         "error",
         "holds",
         "late",
+        "moved_at",
         "orphans",
         "pending",
         "result",
@@ -177,6 +179,7 @@ class Execution:
         self.waited: dict[str, Answered] = _NOTHING
         self.skipped: dict[str, str] = {}
         self.late: tuple[tuple[int, str], ...] = ()
+        self.moved_at = saga.now
         self.done = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -236,6 +239,7 @@ class Execution:
     def undone(self, name: str, at: int) -> None:
         """The step's undo is recorded."""
         self._now(at)
+        self.moved_at = at
         self._recorded.discard(name)
         if name in self.unwanted:
             del self.unwanted[name]
@@ -304,6 +308,7 @@ class Execution:
     def _heard(self, name: str, at: int) -> bool:
         """Something is known of the step now; tells whether nobody waited for it any more."""
         self._now(at)
+        self.moved_at = at
         if name not in self.calls and not self.done:
             self._changed(name)
         return self.orphans.pop(name, None) is not None
@@ -399,6 +404,7 @@ class Execution:
         return bool(opened)
 
     def _advance(self, fiber: _Fiber, value: Any, error: BaseException | None) -> None:
+        self.moved_at = self._saga.now
         try:
             awaited = fiber.coroutine.send(value) if error is None else fiber.coroutine.throw(error)
         except StopIteration as stop:

@@ -33,8 +33,14 @@ def due(engine: Engine, command: Command, what: str, name: str, at: float, now: 
 
 
 def of_step(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
-    """A step's deadline."""
-    due(engine, command, "step", waiting.name, waiting.since + parse_duration(waiting.call.deadline), now)
+    """A step's deadline; a dead letter has none, and one that an operator asks for again has as long as at first."""
+    step = command.steps.get(waiting.name)
+    since = waiting.since
+    if step is not None:
+        if step.parked:
+            return
+        since = max(since, step.released_at)
+    due(engine, command, "step", waiting.name, since + parse_duration(waiting.call.deadline), now)
 
 
 def of_wait(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
@@ -61,17 +67,17 @@ def state_deadline(command: Command, state: State, longest: int) -> int:
 
 def _since(command: Command, state: State) -> int:
     """Since when the command has been in the state, by the records: of one that is volatile, since when the step that
-    it shows has been tried."""
+    it shows has been tried.  Data that is kept for later changes no state; what was left for a pause begins anew."""
     if state is State.PAUSED:
         return command.paused_at
-    if state is State.DEAD_LETTER:
-        return command.parked_at
+    entered = command.begins_at
     execution = command.execution
-    if state in (State.DELAYED, State.BLOCKED) and execution is not None:
+    if state is State.DEAD_LETTER:
+        entered = command.parked_at
+    elif execution is not None:
         tried = [waiting.since for name, waiting in execution.pending.items() if _is_delayed(command, name)]
-        if tried:
-            return min(tried)
-    return max(command.trail[-1][1] if command.trail else command.begins_at, command.reopened_at)
+        entered = min(tried) if tried and state in (State.DELAYED, State.BLOCKED) else execution.moved_at
+    return max(entered, command.resumed_at, command.reopened_at)
 
 
 def _is_delayed(command: Command, name: str) -> bool:

@@ -34,6 +34,7 @@ def _resume(command: Command, record: Control) -> bool:
     if not command.paused or (record.auto and not command.paused_auto):
         return False
     command.paused = command.paused_auto = False
+    command.resumed_at = record.at
     command.errors = 0
     return True
 

@@ -16,8 +16,8 @@ def apply(command: Command, record: StepFailed) -> None:
         raise ValueError(f"there is no verdict {record.verdict!r}")
     if not record.step:
         if record.undo or command.contrary is None:  # else a contrary decision came first: its code is not needed
+            _parked(command, record)
             command.poison = record.failure
-            command.parked_at = record.at
         return
     command.errors += record.verdict != "held"
     if record.verdict == "delayed":
@@ -43,8 +43,14 @@ def _settle(command: Command, step: Step, record: StepFailed) -> None:
     step.failure = record.failure
     step.held = record.verdict == "held"
     step.in_doubt = record.failure.code == _GAVE_UP
+    if record.verdict in ("parked", "held"):
+        _parked(command, record)
     command.park(step, parked=record.verdict in ("parked", "held"))
-    if step.parked:
-        command.parked_at = record.at
     step.retry_at = record.retry_at if record.verdict == "retry" else 0
     step.answered_at = record.at
+
+
+def _parked(command: Command, record: StepFailed) -> None:
+    """It is a dead letter from now on, if it is none already."""
+    if not command.parked:
+        command.parked_at = record.at
