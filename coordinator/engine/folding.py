@@ -11,7 +11,7 @@ The engine is a Fold that acts: it says what becomes of a command that has joine
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 
 from coordinator.engine import asleep, faults, quarantine
@@ -62,7 +62,7 @@ class Fold:
         self.partitions: int | None = None  # of the whole log, where that is known
         self.definitions: dict[int, dict[tuple[str, int], tuple[int, Registered]]] = {}  # first in each partition's log
         self.schedules = Schedules()
-        self.dirty: dict[CommandId, Command] = {}
+        self.dirty: OrderedDict[CommandId, Command] = OrderedDict()  # from a plain dict's head, taking is linear
         self._clocks: dict[int, int] = {}  # by partition: the time of the last record
         self._listed: list[tuple[int, Entry]] = []
         self._replayed: list[Command] = []
