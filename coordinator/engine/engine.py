@@ -286,8 +286,12 @@ class Engine(Fold):
         return first
 
     def tick(self, now: float) -> None:
-        """Times that have come; late is as good as in time."""
-        while (alarm := self.timers.pop(now)) is not None:
+        """Times that have come; late is as good as in time.  Each may wake a command: after a long standstill there may
+        be a hundred thousand, so others have their turn in between, and `due` tells that there are more."""
+        for _ in range(_TURN):
+            alarm = self.timers.pop(now)
+            if alarm is None:
+                break
             command = self.find(alarm.id)
             if command is not None and command.finished is None:
                 self._timer(command, alarm.kind, alarm.step, now)

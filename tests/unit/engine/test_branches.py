@@ -183,3 +183,19 @@ def test_who_has_nothing_else_waits_for_what_it_only_listens_for() -> None:
     desk = submitted(run)
     assert sleeper(desk).waits == ("late",)
     assert not desk.engine.slots
+
+
+def test_times_that_come_all_at_once_come_in_turns() -> None:
+    """After a standstill of hours a hundred thousand commands are due: nobody waits until all of them are awake."""
+
+    async def run(saga: Saga) -> Any:
+        return await saga.receive("word", timeout="1h")
+
+    desk = Desk(run)
+    for number in range(1_100):
+        desk.submit(f"c{number}")
+    desk.now += 7_200_000
+    desk.engine.tick(desk.now)
+    assert 0 < len(desk.engine.commands) < 1_100
+    desk.sleep(1_000)
+    assert len(desk.ended) == 1_100
