@@ -11,18 +11,28 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator import recovery
+from coordinator.awaitables import Hold, Unwound
 from coordinator.cluster.group import Group
 from coordinator.cluster.succession import Succession
-from coordinator.engine import decide
+from coordinator.engine import decide, stepper, waits
+from coordinator.engine.folding import Fold
+from coordinator.engine.kinds import HANDLERS
+from coordinator.engine.mailbox import Mailbox
 from coordinator.engine.snapshots import Whole
+from coordinator.engine.state import Command
+from coordinator.engine.stepper import Execution
+from coordinator.front import signals
 from coordinator.front.intake import Intake
+from coordinator.front.signals import Signals
 from coordinator.lane import Lane
 from coordinator.log.base import Unknown, Writer
 from coordinator.log.owned import OwnedPartition
 from coordinator.model.damaged import Damaged
-from coordinator.model.records import Epoch, Link, Record
+from coordinator.model.durations import parse_duration
+from coordinator.model.records import Epoch, Link, Record, Signal, Timer
 from coordinator.ownership.owner import Move, Owner, Phase, _Answer
 from coordinator.ownership.validity import Validity
 from coordinator.recovery import Start, Trim
@@ -281,6 +291,96 @@ def drains_without_handing_over(patch: Patch) -> None:
     patch.setattr(Drain, "_hand_over", nothing)
 
 
+# ---------------------------------------------------------------- rules of the core
+
+
+def forgets_early_data(patch: Patch) -> None:
+    """Takes data only when somebody waits for it."""
+    rightly = Mailbox.put
+
+    def wrongly(self: Mailbox, record: Signal, *, wanted: bool) -> None:
+        if wanted:
+            rightly(self, record, wanted=wanted)
+
+    patch.setattr(Mailbox, "put", wrongly)
+
+
+def delivers_a_datum_twice(patch: Patch) -> None:
+    """Does not know a signal by its id."""
+
+    def wrongly(command: Command, record: Signal) -> None:
+        command.signals += not record.signal_id or record.signal_id not in command.signal_ids
+        command.signal_ids.add(record.signal_id)
+        command.trail.append((record.name, record.at, record))
+
+    patch.setitem(HANDLERS, Signal, wrongly)
+    patch.setattr(Signals, "_is_known", lambda *_: False)
+
+
+def ends_by_the_time_of_a_state_that_was_left(patch: Patch) -> None:
+    """Takes a state's time for the command's, wherever that is by now."""
+    rightly = HANDLERS[Timer]
+
+    def wrongly(command: Command, record: Timer) -> None:
+        rightly(command, replace(record, moves=command.moves))
+
+    patch.setitem(HANDLERS, Timer, wrongly)
+
+
+def wakes_too_early(patch: Patch) -> None:
+    """Lets the times of waits come when half of them has passed."""
+    patch.setattr(waits, "parse_duration", lambda text: parse_duration(text) // 2)
+
+
+def lets_losers_stand(patch: Patch) -> None:
+    """Undoes nothing of what has lost."""
+    patch.setattr(Execution, "_unwant", lambda *_: None)
+
+
+def goes_back_beyond_the_mark(patch: Patch) -> None:
+    """Undoes all that is recorded where a savepoint has failed."""
+    rightly = Execution._unwind
+
+    def wrongly(self: Execution, waiter: Any, unwound: Unwound) -> None:
+        rightly(self, waiter, unwound)
+        for name in self._recorded:
+            self._unwant(name)
+
+    patch.setitem(stepper._AWAITED, Unwound, wrongly)
+
+
+def stops_nowhere(patch: Patch) -> None:
+    """Goes on behind a savepoint as if an operator had been there."""
+    patch.setitem(stepper._AWAITED, Hold, lambda execution, fiber, hold: execution._resume(fiber, None))
+
+
+def forgets_its_calls_asleep(patch: Patch) -> None:
+    """Begins to count a command's calls anew when it wakes."""
+    rightly = Fold._awoken
+
+    def wrongly(self: Fold, *sleeping: Any) -> Command:
+        command = rightly(self, *sleeping)
+        command.calls_made = 0
+        return command
+
+    patch.setattr(Fold, "_awoken", wrongly)
+
+
+def believes_the_last_decision(patch: Patch) -> None:
+    """Of two people who decide at once, tells the second that it counts."""
+
+    def wrongly(command: Command, step: str) -> object:
+        decisions = [each for _, each in command.history if isinstance(each, Signal) and each.name == step]
+        return decisions[-1] if decisions else None
+
+    patch.setattr(signals, "_first_decision", wrongly)
+
+
+def undoes_what_others_follow_from(patch: Patch) -> None:
+    """Takes back what a loser has done, first things first, and does not wait for what it has under way."""
+    patch.setattr(decide, "reversed", lambda names: list(names), raising=False)
+
+
 ELSEWHERE = (
     believes_a_snapshot_at_its_own_position,
     decides_without_knowing_the_token_in_force,
@@ -292,4 +392,14 @@ ELSEWHERE = (
     forwards_what_was_forwarded,
     leaves_it_to_the_assigned,
     drains_without_handing_over,
+    forgets_early_data,
+    delivers_a_datum_twice,
+    ends_by_the_time_of_a_state_that_was_left,
+    wakes_too_early,
+    lets_losers_stand,
+    goes_back_beyond_the_mark,
+    stops_nowhere,
+    forgets_its_calls_asleep,
+    believes_the_last_decision,
+    undoes_what_others_follow_from,
 )

@@ -371,11 +371,14 @@ class Judge:
                 self.hold(False, f"{id} is completed: {what}")
 
     def deleted(self, id: str) -> bool:
-        """Whether the command's end is not in the log any more, and so nobody need know of it."""
+        """Whether the log does not have the whole of an ended command any more, and so nobody need know of it.
+
+        One that took longer than records are retained for has lost its beginning when it ends.
+        """
         fold = self.folds.get(id)
         if fold is None or fold.finished is None:
             return False
-        return fold.records[-1][0] < self._world.storage.first[fold.partition]
+        return (fold.earlier or fold.records)[0][0] < self._world.storage.first[fold.partition]
 
     def unended(self) -> list[str]:
         """Ids in the log whose commands have not ended."""

@@ -43,7 +43,7 @@ async def answer(world: World, order: Order) -> None:
 
 async def _provide(world: World, order: Order, name: str, value: Any, random: Random) -> None:
     """Hands a datum in: perhaps before anybody waits for it, or when the command has ended."""
-    await asyncio.sleep(order.at + random.choice((0.3, 1, 3)) * random.random())
+    await asyncio.sleep(order.at + random.choice((0.05, 0.3, 0.3, 1, 3)) * random.random())
     while world.trouble:
         process = world.any_process()
         try:

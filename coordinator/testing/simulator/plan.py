@@ -61,7 +61,7 @@ def _node(random: Random, depth: int, names: Iterator[int]) -> Node:
     return Node(
         kind,
         f"p{number}" if kind == "savepoint" else "",
-        parts=tuple(_node(random, depth - 1, names) for _ in range(many)),
+        parts=tuple(_part(random, kind, depth - 1, names) for _ in range(many)),
         catches=kind == "sequence" and random.random() < 0.2,
         keeps=kind == "any" and random.random() < 0.3,
         then=random.choice(("retry", "retry", "undo", "dead_letter")),
@@ -70,9 +70,16 @@ def _node(random: Random, depth: int, names: Iterator[int]) -> Node:
     )
 
 
+def _part(random: Random, kind: str, depth: int, names: Iterator[int]) -> Node:
+    """Of what may be gone back over there is more than one thing."""
+    if kind in ("any", "savepoint") and random.random() < 0.6:
+        return Node("sequence", parts=(_leaf(random, names), _leaf(random, names)))
+    return _node(random, depth, names)
+
+
 def _leaf(random: Random, names: Iterator[int]) -> Node:
     number = next(names)
-    kind = random.choices(("step", *WAITS), (12, 1.5, 1.5, 1))[0]
+    kind = random.choices(("step", *WAITS), (10, 2.5, 1.5, 1))[0]
     if kind == "step":
         return Node(
             "step",

@@ -86,7 +86,7 @@ Book = list[str]
 
 class Account(Struct):
     """What a tree tells of itself: its ``book``; by name the data that it ``got``, in the order in which it came; each
-    sleep as the times (ms) wanted and passed; who ``decided`` each step (empty: time)."""
+    sleep as the times (ms) wanted and passed; who ``decided`` each step the first time (empty: time)."""
 
     book: Book = field(default_factory=list)
     got: dict[str, list[Any]] = field(default_factory=dict)
@@ -208,9 +208,9 @@ async def _decision(node: Node, place: _Place) -> None:
             node.name, timeout=node.timeout, on_timeout=node.on_timeout, input={"after": list(place.book)}
         )
     except Rejected as rejected:
-        decided[node.name] = rejected.decision.by
+        decided.setdefault(node.name, rejected.decision.by)
         raise
-    decided[node.name] = decision.by
+    decided.setdefault(node.name, decision.by)
 
 
 async def _sleep(node: Node, place: _Place) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from coordinator import Saga
+from coordinator.engine import engine
 from coordinator.engine.asleep import unpacked
-from coordinator.engine.engine import Engine
 from coordinator.model.command import Operation
 from coordinator.model.ids import CommandId
 from coordinator.wire.codec import encode
@@ -126,5 +126,5 @@ def course(desk: Desk) -> list[Any]:
 def test_a_command_that_slept_and_one_that_did_not_have_the_same_course(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same records, the same calls under the same fences: waking is replay, and there is no other way."""
     slept = course(submitted(patient))
-    monkeypatch.setattr(Engine, "put_to_sleep", lambda engine, command: None)
+    monkeypatch.setattr(engine, "_is_busy", lambda command: True)
     assert course(submitted(patient)) == slept
