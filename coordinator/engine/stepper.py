@@ -197,7 +197,7 @@ class Execution:
         self._unwinding: list[tuple[_Fiber, tuple[_Fiber, ...]]] = []  # who waits, for what was under which branches
         self._queue: deque[tuple[_Fiber, Any, BaseException | None]] = deque()
         self._root = _Fiber(_started(start, saga))
-        self._fibers: set[_Fiber] = {self._root}
+        self._fibers: dict[_Fiber, None] = {self._root: None}  # in order: what they do when they are closed may tell
         self._resume(self._root, None)
         self._run()
 
@@ -512,7 +512,7 @@ class Execution:
         self._begin(fiber)
 
     def _begin(self, fiber: _Fiber) -> None:
-        self._fibers.add(fiber)
+        self._fibers[fiber] = None
         self._resume(fiber, None)
 
     def _ended(self, waiter: _Fiber, ended: Ended) -> None:
@@ -622,7 +622,7 @@ class Execution:
 
     def _leave(self, fiber: _Fiber) -> None:
         """The fiber has ended, and branches that it began and did not wait for end with it."""
-        self._fibers.discard(fiber)
+        self._fibers.pop(fiber, None)
         if fiber.started:
             self._abandon(lambda other: other.within((fiber,)))
 
@@ -650,9 +650,9 @@ class Execution:
             self._parked = [(gate, fiber) for gate, fiber in self._parked if not doomed(fiber)]
         if self._unwinding:
             self._unwinding = [each for each in self._unwinding if not doomed(each[0])]
-        for fiber in [fiber for fiber in self._fibers if doomed(fiber)]:
-            self._fibers.discard(fiber)
-            close(fiber.coroutine)
+        for fiber in [fiber for fiber in reversed(self._fibers) if doomed(fiber)]:
+            if self._fibers.pop(fiber, fiber) is None:
+                close(fiber.coroutine)
 
 
 _AWAITED: dict[type, Callable[[Execution, _Fiber, Any], None]] = {

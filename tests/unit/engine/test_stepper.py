@@ -909,3 +909,24 @@ def test_branches_end_with_the_one_that_began_them() -> None:
     execution = run(exec)
     execution.outcome("z", raw(1), 2)
     assert (execution.result, execution.pending, list(execution.orphans)) == ("over", {}, ["a"])
+
+
+def test_branches_that_are_given_up_are_closed_in_one_order() -> None:
+    """What they do in ``finally`` may lead exec another way: the last begun is the first to be closed, on each run."""
+
+    def course() -> list[str]:
+        closed: list[str] = []
+
+        async def branch(saga: Saga, name: str) -> None:
+            try:
+                await step(saga, name)
+            finally:
+                closed.append(name)
+
+        async def exec(saga: Saga) -> None:
+            await saga.all(*(branch(saga, str(number)) for number in range(50)), step(saga, "last"))
+
+        run(exec).failed("last", NO, 2)
+        return closed
+
+    assert course() == [str(number) for number in reversed(range(50))]
