@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.engine.engine import Engine
-from coordinator.engine.state import Command
 from coordinator.engine.snapshots import Header, Whole, complete, cut, restore
+from coordinator.engine.state import Command
 from coordinator.errors import CorruptLog
 from coordinator.model.command import Operation
 from coordinator.model.records import SCHEMA, Record, Registered, Snapshot, raw
