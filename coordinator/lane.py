@@ -318,8 +318,10 @@ class Lane:
             raise LogUnavailable(f"the log cannot be read: {error}", retry_after_ms=500) from error
         except CorruptLog as error:
             raise LogCorrupt(f"partition {partition}: {error}", retry_after_ms=STOPPED_RETRY_MS) from error
-        if found is not None and self.acting:
-            pipeline.view.put(found)
+        if found is None or not self.acting:
+            return
+        if not pipeline.engine.has(id) and pipeline.view.fingerprint(id) is None:
+            pipeline.view.put(found)  # else somebody else who asked has got it, and it may have gone on since
 
     async def _wait_for_view(self) -> None:
         """Returns when the view is filled, if that is soon."""
