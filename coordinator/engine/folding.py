@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from coordinator.engine import asleep, faults, quarantine
 from coordinator.engine.kinds import HANDLERS, beginning, fold, refold
@@ -20,7 +21,7 @@ from coordinator.engine.quarantine import Entry, Quarantine
 from coordinator.engine.registry import Registry
 from coordinator.engine.schedules import Schedules
 from coordinator.engine.state import Command
-from coordinator.model.damaged import SUBMITTED, Damaged
+from coordinator.model.damaged import REOPENED, SUBMITTED, Damaged
 from coordinator.model.ids import CommandId, partition_of
 from coordinator.model.records import (
     SCHEMA,
@@ -33,6 +34,8 @@ from coordinator.model.records import (
     Submitted,
 )
 from coordinator.wire.codec import encode
+
+_BEGIN: Final = (SUBMITTED, REOPENED)
 
 
 class Shard:
@@ -192,9 +195,11 @@ class Fold:
                 command.history = [(offset, record)]
                 refold(command)
                 command.history = []
-        except ValueError as error:
-            data = encode(record)
-            self._list(Damaged(partition, offset, data, f"it cannot be applied: {error}", 11, SCHEMA), parks=False)
+        except MemoryError:
+            raise  # says nothing about the record
+        except Exception as error:  # nobody of ours has written it
+            told = f"it cannot be applied: {faults.described(error)}"
+            self._list(Damaged(partition, offset, encode(record), told, REOPENED, SCHEMA), parks=False)
             return None
         into[record.id] = command
         if partition in self.shards:
@@ -210,12 +215,12 @@ class Fold:
     def _damaged(self, damaged: Damaged, commands: dict[CommandId, Command | bytes]) -> Command | None:
         """Lists it; returns the command that it parks, if there is one.
 
-        Where no command of this id is under way, an intact record would have changed nothing either; except a
-        Submitted, of which at least the id counts.
+        Where no command of this id is under way, an intact record would have changed nothing either; except one that
+        begins a life, of which at least the id counts.
         """
         partition = damaged.partition
         command = None if damaged.id is None else self._found(damaged.partition, commands, damaged.id)
-        if command is None and damaged.kind == SUBMITTED and damaged.id is not None and self._belongs(damaged):
+        if command is None and damaged.kind in _BEGIN and damaged.id is not None and self._belongs(damaged):
             submitted = quarantine.placeholder(damaged)
             command = self._begun(partition, damaged.offset, submitted, commands)
         self._list(damaged, parks=command is not None)

@@ -24,6 +24,7 @@ from coordinator.errors import Forbidden, IllegalState, InvalidPayload, TooLarge
 from coordinator.front.lists import Slices
 from coordinator.front.operations import Operations
 from coordinator.model.command import CommandView, Operation, State
+from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId
 from coordinator.model.moments import timestamp
 from coordinator.model.records import SCHEMA, Control, Reopened, Signal, Timer, raw
@@ -137,6 +138,11 @@ class Signals(Operations):
         return self.engine.recall(partition, list(records))
 
     def _reopened(self, command: Command, signal: Signal) -> Reopened:
+        if any(isinstance(record, Damaged) for _, record in command.history):
+            raise IllegalState(
+                "a record of the command is in quarantine: what it did is not known, so it is not opened again",
+                legal_states=waiting_states(),
+            )
         records = [
             (offset, stored(replace(record, records=[]) if isinstance(record, Reopened) else record))
             for offset, record in flat(command.partition, command.history)

@@ -16,6 +16,7 @@ from coordinator.model.records import KINDS, SCHEMA
 
 SUBMITTED: Final = 1
 SNAPSHOT: Final = 8
+REOPENED: Final = 11
 COMMAND_KINDS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 11})
 """Numbers of the kinds that belong to one command: losing one of them can hurt that command and no other."""
 

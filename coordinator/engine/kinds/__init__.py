@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from coordinator.engine import faults
 from coordinator.engine.kinds import control, finished, outcome, signal, step_failed, timer, undone
+from coordinator.engine.quarantine import unapplied
 from coordinator.engine.state import Command
 from coordinator.model.damaged import Damaged
 from coordinator.model.records import (
@@ -28,7 +30,7 @@ from coordinator.model.records import (
     Timer,
     Undone,
 )
-from coordinator.wire.codec import read
+from coordinator.wire.codec import encode, read
 
 HANDLERS: Final[dict[type, Callable[[Command, Any], bool | None]]] = {
     Outcome: outcome.apply,
@@ -51,10 +53,20 @@ def fold(command: Command, record: CommandRecord) -> bool:
 
 
 def refold(command: Command) -> None:
-    """Folds the command anew from its history; a record whose handler raised stands there as a Damaged, and is left
-    out, so no half of its change stays."""
+    """Folds the command anew from its history.  A record whose handler raises stands there as a Damaged from then on,
+    and is left out, so no half of its change stays."""
+    while (raised := _refolded(command)) is not None:
+        at, error = raised
+        offset, record = command.history[at]
+        assert not isinstance(record, Damaged)
+        told = faults.described(error)
+        command.history[at] = offset, unapplied(command.partition, offset, record, encode(record), told)
+
+
+def _refolded(command: Command) -> tuple[int, Exception] | None:
+    """The first record whose handler raises, and what; raises what a Reopened that cannot be applied raises."""
     command.clear()
-    for _, record in command.history:
+    for at, (_, record) in enumerate(command.history):
         if isinstance(record, Reopened):
             command.revision = record.revision
             for _, earlier in reopened(command.partition, record)[1:]:
@@ -62,7 +74,13 @@ def refold(command: Command) -> None:
                     fold(command, earlier)
             command.reopened(record.at)
         elif not isinstance(record, (Submitted, Damaged)):
-            fold(command, record)
+            try:
+                fold(command, record)
+            except MemoryError:
+                raise  # says nothing about the record
+            except Exception as error:
+                return at, error
+    return None
 
 
 def reopened(partition: int, record: Reopened) -> list[tuple[int, CommandRecord]]:

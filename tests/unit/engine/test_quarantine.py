@@ -15,7 +15,7 @@ from coordinator.errors import CorruptLog, IdConflict, IllegalState
 from coordinator.model.command import Operation
 from coordinator.model.damaged import Damaged
 from coordinator.model.ids import CommandId, partition_of
-from coordinator.model.records import SCHEMA, Control, Finished, Outcome, Record, Registered, StepFailed, raw
+from coordinator.model.records import SCHEMA, Control, Failure, Finished, Outcome, Record, Registered, StepFailed, raw
 from coordinator.wire.codec import encode, read
 from tests.unit.engine.desk import Desk, fork, sequence, submitted
 
@@ -261,3 +261,29 @@ def test_an_entry_keeps_the_first_bytes_only() -> None:
     found = quarantine.entry(Damaged(0, 7, b"x" * 9000, "why"), 5, parks=False)
     assert (found.size, len(found.data)) == (9000, 4096)
     assert encode(found)
+
+
+def test_a_next_life_that_cannot_be_read_takes_the_id() -> None:
+    """It was promised to somebody, and calls may have been made in it: to show the former end as if nothing had come
+    after it would be to forget them."""
+    desk = submitted(sequence("a"))
+    desk.ok("a")
+    assert desk.state() == "completed"
+    desk.ended.clear()
+    put(desk, damaged(11))
+    assert desk.state() == "dead_letter"
+    assert [entry.effect for entry in desk.engine.quarantined[0].entries] == [quarantine.PARKED]
+
+
+def test_a_command_that_ended_with_a_record_in_quarantine_can_be_looked_at() -> None:
+    """Its records are kept as the log has them; what could not be applied then cannot be applied now."""
+    desk = submitted(sequence("a"))
+    put(desk, StepFailed(SCHEMA, b"token", 5, C, "a", "stock", 1, Failure("no"), "perhaps"))
+    command = desk.command()
+    desk.ask(Operation.ABORT)
+    stored = [read(encode(record), partition=0, offset=offset) for offset, record in enumerate(desk.log)]
+    recalled = desk.engine.recall(0, list(enumerate(stored)))  # type: ignore[arg-type]  # all of them are its own
+    assert recalled.state == "aborted"
+    assert [type(record).__name__ for _, record in recalled.history] == [
+        type(record).__name__ for _, record in command.history
+    ]
