@@ -68,6 +68,8 @@ def test_the_worlds_reach_what_they_are_about(reports: list[Report]) -> None:
         "trimmed",
     ):
         assert faults[kind] > len(reports) / 60, faults
+    for kind in ("decided", "late data", "operator: cancel in bulk", "operator: retry"):
+        assert faults[kind] > len(reports) / 60, faults
     for kind in ("pointer overwritten", "pointer lost"):
         assert faults[kind] > len(reports) / 60, faults
     assert sum(each.epochs - each.lives for each in reports) > len(reports)  # takeovers and new beginnings
@@ -109,7 +111,7 @@ def test_every_shortcut_is_found(mutant: type[OwnedPartition]) -> None:
 
 @pytest.mark.parametrize("mutant", mutants.ELSEWHERE, ids=lambda mutant: mutant.__name__)
 def test_every_rule_taken_out_is_missed(mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
-    """So does each rule of snapshots, of the group, of routing and of dedupe, when it is taken out."""
+    """So does each rule of snapshots, of the group, of routing, of dedupe and of the core, when it is taken out."""
     with pytest.MonkeyPatch.context() as patch:
         mutant(patch)
         assert found(OwnedPartition, 400).violations

@@ -10,6 +10,8 @@ Everything runs on `coordinator.testing.virtual`, so a seed replays to the last 
 milliseconds.
 
     plan       what a seed stands for              process    one life of one instance
+    trees      the sagas: all that one can say     folds      a command as the log tells it
+    people     who answer what commands wait for
     services   ledgers, and the way to them        clients    clients, operators, repair
     storage    the log, seen through a network     judge      the promises, as they are kept
     network    bytes between machines              membership the group, at its broker
