@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _LOCAL: Final = "local"  # what LocalCall calls the service of a function that stands for none
 _NEVER: Final = 1 << 62
 _TURN: Final = 250  # commands decided on in one `take`, some 15 ms, before others have their turn
+_RESUMED: Final = 100  # of a new owner's backlog, in one `take`
 
 
 class Output(NamedTuple):
@@ -185,7 +186,7 @@ class Engine(Fold):
 
     def _load(self, now: float) -> gate.Load:
         return gate.Load(
-            used=len(self.slots) + len(self.reserved),
+            used=len(self.slots) + len(self.reserved) + len(self.backlog),
             limit=self.settings.max_commands,
             suspended=self.suspended(now),
             suspend=self.settings.suspend,
@@ -350,6 +351,8 @@ class Engine(Fold):
         """Decides for all dirty commands; returns what has gathered since the last time."""
         calls: list[Call] = []
         touched: list[Command] = []
+        if self.backlog and len(self.dirty) < _RESUMED:
+            self._resume()
         while (self.dirty or self._releasable) and len(touched) < _TURN:
             for command in self._next_dirty(_TURN):
                 touched.append(command)
@@ -368,6 +371,15 @@ class Engine(Fold):
         finished, self._finished = self._finished, []
         return Output(records, calls, finished, touched)
 
+    def _resume(self) -> None:
+        """Turns to some of those that a new owner has found and not decided on."""
+        for _ in range(min(_RESUMED, len(self.backlog))):
+            _, id = self.backlog.popleft()
+            command = self.find(id)
+            if command is not None:
+                self.dirty[id] = command
+                self._arm_deadline(command)
+
     def _next_dirty(self, count: int) -> list[Command]:
         """Those to be decided on next: all, unless a new owner has found a hundred thousand."""
         dirty = self.dirty
@@ -379,7 +391,7 @@ class Engine(Fold):
     @property
     def busy(self) -> bool:
         """Whether `take` has left something for its next turn."""
-        return bool(self.dirty)
+        return bool(self.dirty or self.backlog)
 
     def active(self) -> int:
         """Commands that move on by themselves at once: what a drain waits for (delayed ones would hold it for ever)."""

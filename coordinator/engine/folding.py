@@ -11,7 +11,7 @@ The engine is a Fold that acts: it says what becomes of a command that has joine
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,6 +35,8 @@ from coordinator.model.records import (
 )
 from coordinator.wire.codec import encode
 
+STASH_MIN: Final = 2_000  # commands awake on replay, above which they are put aside
+
 _BEGIN: Final = (SUBMITTED, REOPENED)
 
 
@@ -53,6 +55,17 @@ class Shard:
         return [command for command in self.commands.values() if isinstance(command, Command)]
 
 
+class _Stash:
+    """Of a partition that is being replayed: which commands have been awake since some were last put aside, and all
+    that were."""
+
+    __slots__ = ("awake", "ids")
+
+    def __init__(self) -> None:
+        self.awake: dict[CommandId, None] = {}
+        self.ids: set[CommandId] = set()
+
+
 class Fold:
     """All uncompleted commands of this instance, as the log tells of them.  ``dirty`` are those to be decided on."""
 
@@ -69,6 +82,8 @@ class Fold:
         self._clocks: dict[int, int] = {}  # by partition: the time of the last record
         self._listed: list[tuple[int, Entry]] = []
         self._replayed: list[Command] = []
+        self._stashes: dict[int, _Stash] = {}
+        self.backlog: deque[tuple[int, CommandId]] = deque()  # stashed on replay, not decided on since
 
     # ------------------------------------------------------------ what whoever acts makes of it
 
@@ -95,6 +110,9 @@ class Fold:
         shard.commands = self.replaying.pop(partition, {})
         for command in shard.awake():
             self.commands[command.id] = self.dirty[command.id] = command
+        stashed = self._stashes.pop(partition, _Stash()).ids
+        asleep_now = (id for id, each in shard.commands.items() if isinstance(each, bytes))
+        self.backlog.extend((partition, id) for id in asleep_now if id in stashed)
         self.schedules.opened(partition)
         return shard
 
@@ -102,6 +120,8 @@ class Fold:
         """The partition is not owned any more; returns its commands that were awake, and the ids of all."""
         shard = self.shards.pop(partition, None)
         self.replaying.pop(partition, None)
+        self._stashes.pop(partition, None)
+        self.backlog = deque(each for each in self.backlog if each[0] != partition)
         self.quarantined.pop(partition, None)
         self._clocks.pop(partition, None)
         self._listed = [(at, entry) for at, entry in self._listed if at != partition]
@@ -161,6 +181,8 @@ class Fold:
         elif command.finished is not None:
             del commands[command.id]
             self._replayed.append(command)
+        elif len(command.history) == 1:
+            self._woke(partition, commands, command.id)
         return command
 
     def recall(self, partition: int, records: list[tuple[int, CommandRecord | Damaged]]) -> Command:
@@ -311,10 +333,25 @@ class Fold:
         sleeper = asleep.unpacked(found)
         if partition not in self.shards:  # on replay: what it waits for is found out when that is over
             command = commands[id] = self._refolded(partition, sleeper.history(partition))
+            command.calls_made = sleeper.calls_made
+            self._woke(partition, commands, id)
             return command
         command = self._awoken(partition, sleeper)
         commands[id] = self.commands[id] = self.dirty[id] = command  # dirty: it sleeps on unless something happens
         return command
+
+    def _woke(self, partition: int, commands: dict[CommandId, Command | bytes], id: CommandId) -> None:
+        """Keeps what a replay holds in memory small: of very many commands most only wait, though nobody knows before
+        exec has been run over them, and that is for later (`backlog`).  This one is about to be folded, so it stays."""
+        stash = self._stashes.setdefault(partition, _Stash())
+        if len(stash.awake) >= STASH_MIN:
+            for each in stash.awake:
+                command = commands.get(each)
+                if isinstance(command, Command) and command.quarantined is None and each != id:
+                    commands[each] = asleep.packed(command)
+                    stash.ids.add(each)
+            stash.awake = {}
+        stash.awake[id] = None
 
     def sleeps(self, partition: int, id: CommandId, sleeping: bytes) -> None:
         """On replay: a command of a Snapshot, which slept when that was cut, sleeps on."""

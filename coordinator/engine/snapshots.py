@@ -119,8 +119,10 @@ def _items(
         yield _Shelf.QUARANTINE, _NOBODY, offset, entry
     for id, command in commands:
         if isinstance(command, bytes):  # asleep: all that it has was recorded before
-            yield _Shelf.SLEEPING, id, 0, asleep.head(command)
-            for offset, data in asleep.unpacked(command).pieces:
+            sleeper = asleep.unpacked(command)
+            if sleeper.waits:
+                yield _Shelf.SLEEPING, id, 0, asleep.head(command)
+            for offset, data in sleeper.pieces:
                 yield _Shelf.COMMANDS, id, offset, data
             continue
         for offset, record in _uncompleted(command, covered):
