@@ -72,10 +72,12 @@ def command_view(command: Command, planned: Iterable[tuple[str, str]] = ()) -> C
 
 def waiting_for(command: Command) -> list[str]:
     """What it waits for from outside, whatever else it is about: data by name, decisions and sleeps by step."""
+    if command.ending:
+        return []
     if command.started_at is None:
         return ["start"]
     execution = command.execution
-    return [] if execution is None or command.ending else [waits.name_of(each) for each in execution.waiting]
+    return [] if execution is None else [waits.name_of(each) for each in execution.waiting]
 
 
 def _failure(command: Command) -> Failure | None:
@@ -87,7 +89,7 @@ def _failure(command: Command) -> Failure | None:
         return command.failure
     for name, step in command.steps.items():
         if step.parked and step.failure is not None:
-            return msgspec.structs.replace(step.failure, step=name)
+            return msgspec.structs.replace(step.failure, step=step.failure.step or name)  # a hold has failed by another
     return None
 
 

@@ -405,7 +405,8 @@ async def test_what_ends_without_an_answer_is_a_dead_letter_of_its_own() -> None
         await c.clock.advance("11m")
         view = await until(c, view, "dead_letter")
         assert states(view)["failed:otp"] == "dead_letter"
-        assert (view.error and view.error.code) == "timeout"
+        assert view.error is not None
+        assert (view.error.code, view.error.step) == ("timeout", "otp")
         with pytest.raises(InvalidPayload):
             await c.requeue(view.id, "otp", input=7)
         await c.requeue(view.id, "otp")
@@ -417,6 +418,16 @@ async def test_what_ends_without_an_answer_is_a_dead_letter_of_its_own() -> None
         assert c.services["stock"].effects[-1].body == 7
 
     await everywhere(scenario)
+
+
+async def test_a_command_that_is_cancelled_before_its_start_waits_for_nothing() -> None:
+    """The answer to the cancel says so already; nothing of it has been called."""
+    async with coordinator.embedded(None, services=SERVICES) as c:
+        view = await c.submit(definition(undoable("a")), delay="1h")
+        assert view.waiting_for == ["start"]
+        assert (await c.cancel(view.id)).waiting_for == []
+        assert (await c.wait(view.id)).state == "failed"
+        assert effects(c) == {}
 
 
 async def test_a_step_too_late_for_its_deadline_is_undone_and_waits_for_an_operator() -> None:
