@@ -7,8 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from coordinator.flow import Asks, Flow, FlowStep, ReadOnly, step
-from coordinator.saga import App, CommandFailed, PauseAfter, Retry, Saga, StepFailed, post
+from coordinator.flow import Asks, Flow, ReadOnly, step
+from coordinator.model.call import Request
+from coordinator.saga import App, PauseAfter, Retry, Saga, post
 
 app = App()
 
@@ -16,6 +17,88 @@ app = App()
 def do(saga: Saga, name: str, body: Any = None, **rest: Any) -> Awaitable[Any]:
     """A step at ``stock`` that has an undo."""
     return saga.step(name, post("stock", f"/{name}", body), undo=post("stock", f"/{name}/undo"), **rest)
+
+
+# ---------------------------------------------------------------- 1: data flow
+
+
+class Order(Struct):
+    id: str = "o-1"
+
+
+class Quick(Struct):
+    id: str
+
+
+class Slow(Struct):
+    id: str
+
+
+class Next(Struct):
+    id: str
+
+
+class Price(Struct):
+    id: str
+
+
+class Paid(Struct):
+    id: str
+
+
+class Report(Struct):
+    id: str
+
+
+class Otp(Struct):
+    code: str
+
+
+class Coupon(Struct):
+    off: int
+
+
+def ask(name: str, body: Any = None) -> Request:
+    return post("stock", f"/{name}", body)
+
+
+def back(name: str) -> Request:
+    return post("stock", f"/{name}/undo")
+
+
+@step(service="stock", undo=back("quick"))
+def quick(order: Order) -> Asks[Quick]:
+    return ask("quick", {"order": order.id})
+
+
+@step(service="stock", undo=back("slow"))
+def slow(order: Order) -> Asks[Slow]:
+    return ask("slow", {"order": order.id})
+
+
+@step(service="stock", undo=back("next"))
+def following(quick: Quick) -> Asks[Next]:
+    return ask("next", {"quick": quick.id})
+
+
+@step(service="stock", undo=back("price"), reruns=True)
+def price(order: Order, coupon: Coupon | None) -> Asks[Price]:
+    return ask("price", {"off": coupon.off if coupon else 0})
+
+
+@step(service="stock", undo=back("pay"), reruns=True)
+def pay(next: Next, slow: Slow, otp: Otp, price: ReadOnly[Price]) -> Asks[Paid]:
+    return ask("pay", {"code": otp.code})
+
+
+@step(service="stock", undo=back("report"), reruns=True)
+def report(paid: Paid, price: Price) -> Asks[Report]:
+    return ask("report", {"price": price.id})
+
+
+STEPS = [report, pay, price, following.named("next"), slow, quick]  # in no order: their types say it
+Flow("Paying", payload=Order, steps=STEPS, provided=[Otp], late=[Coupon], result=Report, app=app)
+Flow("Looking", payload=Order, steps=[quick.on("payments"), following.named("look")], result=Next, app=app)
 
 
 # ---------------------------------------------------------------- 2: fork and join

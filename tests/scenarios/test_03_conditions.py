@@ -20,7 +20,7 @@ REJOIN = definition(
 
 @pytest.mark.parametrize(("amount", "way"), [(5000, ["big"]), (500, ["small"]), (5, ["small", "tiny"])])
 async def test_both_ways_come_together_again(stage: Stage, amount: int, way: list[str]) -> None:
-    """One of them is gone, the other is shown as skipped, and the step after both runs once, with values of their types."""
+    """One of them is gone, the other shown as skipped; the step after both runs once, with values of their types."""
     id = await stage.submit(REJOIN, {"amount": amount})
     view = await stage.ended(id)
     assert effects(stage, id)["stock"] == ["a", *way, "z"]

@@ -31,12 +31,13 @@ def refuse(stage: Stage, *rounds: str) -> set[str]:
     return refused
 
 
-async def test_a_failure_undoes_back_to_it_and_tries_again(stage: Stage, form: str) -> None:
+async def test_a_failure_undoes_back_to_it_and_tries_again(calm: Stage, form: str) -> None:
     """What came before the savepoint stays; the next round has keys of its own, so that services do it anew."""
-    refuse(stage, "c")
-    id = await stage.submit(*saved(form, then="retry", attempts=2))
-    await stage.ended(id)
-    assert effects(stage, id)["stock"] == ["a", "b", "b/undo", "b#2", "c#2"]
+    calm.fresh()
+    refuse(calm, "c")
+    id = await calm.submit(*saved(form, then="retry", attempts=2))
+    await calm.ended(id)
+    assert effects(calm, id)["stock"] == ["a", "b", "b/undo", "b#2", "c#2"]
 
 
 async def test_the_tries_are_bounded_then_the_rest_is_undone(stage: Stage, form: str) -> None:

@@ -79,14 +79,15 @@ async def test_a_rejection_undoes_by_default(stage: Stage, form: str) -> None:
     assert effects(stage, id)["stock"] == ["a", "a/undo"]
 
 
-async def test_a_rejection_may_have_a_path_of_its_own(stage: Stage, form: str) -> None:
+async def test_a_rejection_may_have_a_path_of_its_own(calm: Stage, form: str) -> None:
     """What was done stays; the other way is gone."""
-    id = await stage.submit(*one(form, on_reject="continue"))
-    await stage.waiting(id, "ok")
-    await stage.decide(id, "ok", False)
-    view = await stage.ended(id)
+    calm.fresh()
+    id = await calm.submit(*one(form, on_reject="continue"))
+    await calm.waiting(id, "ok")
+    await calm.decide(id, "ok", False)
+    view = await calm.ended(id)
     assert view["result"] is False
-    assert effects(stage, id)["stock"] == ["a", "no"]
+    assert effects(calm, id)["stock"] == ["a", "no"]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +131,15 @@ async def test_what_is_not_asked_is_refused(calm: Stage, form: str) -> None:
         assert (problem["status"], problem["code"]) == (404, code)
 
 
-async def test_a_paused_command_can_be_decided(stage: Stage, form: str) -> None:
+async def test_a_paused_command_can_be_decided(calm: Stage, form: str) -> None:
     """It goes on when it is resumed."""
-    id = await stage.submit(*one(form))
-    await stage.waiting(id, "ok")
-    await stage.control(id, "pause", by="op")
-    await stage.point("paused")
-    await stage.decide(id, "ok", True)
-    assert (await stage.view(id))["state"] == "paused"
-    await stage.control(id, "resume", by="op")
-    await stage.ended(id)
-    assert effects(stage, id)["stock"] == ["a", "yes"]
+    calm.fresh()
+    id = await calm.submit(*one(form))
+    await calm.waiting(id, "ok")
+    await calm.control(id, "pause", by="op")
+    await calm.point("paused")
+    await calm.decide(id, "ok", True)
+    assert (await calm.view(id))["state"] == "paused"
+    await calm.control(id, "resume", by="op")
+    await calm.ended(id)
+    assert effects(calm, id)["stock"] == ["a", "yes"]

@@ -1,4 +1,4 @@
-"""6. Signals and callbacks: data that comes early, twice, while paused, too late, or by an address that nobody can guess."""
+"""6. Signals and callbacks: data that comes early, twice, while paused or too late, or by secret addresses."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.scenarios.kit import Stage, definition, effects, step
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+KEY = attrgetter("key")
 NEWS = {"name": "news", "data": "news"}
 
 
@@ -118,7 +120,7 @@ async def test_a_command_may_begin_later(stage: Stage, form: str) -> None:
 
 
 async def test_a_schedule_catches_up_once_after_downtime(deadly: Stage, form: str) -> None:
-    """Of the due times that went by, the newest runs, once; then it goes on by its grid; it is listed, paused, deleted."""
+    """Of the due times that went by the newest runs, once; then it goes on by its grid; listed, paused, deleted."""
     deadly.deadly = False
     one = {"type": "Plain"} if form == "code" else {"definition": definition("plain", step("a"))}
     put = {"every": "1s", "command": {"payload": {}, **one}, "overlap": "queue"}
@@ -127,7 +129,7 @@ async def test_a_schedule_catches_up_once_after_downtime(deadly: Stage, form: st
     ran: list[str] = []
 
     def runs() -> list[str]:
-        ran[:] = sorted({key.partition("/")[0] for key in stock.keys() if key.endswith("/a")})
+        ran[:] = sorted({key.partition("/")[0] for key in map(KEY, stock.arrivals) if key.endswith("/a")})
         return ran
 
     await stock.until(lambda: len(runs()) >= 1)

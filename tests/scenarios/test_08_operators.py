@@ -1,4 +1,4 @@
-"""8. Operator control: legal from the states in the one table, idempotent, with the actor and the reason in the history."""
+"""8. Operator control: legal from the states in the one table, idempotent, with actor and reason in the history."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def verb(*arguments: str) -> tuple[int, str]:
 
 
 async def test_many_at_once_by_a_filter(calm: Stage) -> None:
-    """`coordinator cancel --type T --state delayed --dry-run` shows them and does nothing; without it they are undone."""
+    """`coordinator cancel --type T --state delayed --dry-run` only shows them; without it they are undone."""
     calm.fresh()
     calm.parties["stock"].says["/b"] = (503, None)
     bulk = {**PLAIN, "name": "bulk"}

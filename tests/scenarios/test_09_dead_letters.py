@@ -1,4 +1,4 @@
-"""9. Dead-letter mode: nothing is undone, other branches finish, and `requeue` goes on to the end; pauses after errors."""
+"""9. Dead-letter mode: nothing is undone, other branches finish, `requeue` goes on to the end; pauses after errors."""
 
 from __future__ import annotations
 
