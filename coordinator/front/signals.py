@@ -175,8 +175,9 @@ class Signals(Operations):
         self.engine.ask(command, signal)
         self.pipeline.pump()
         await self._settled(command.partition)
-        if _first_decision(command, step) is not signal or _left_undecided(command, step):
-            raise self._not_asked(self.live_here(id) or command, step)  # somebody else, or time, was first
+        now = self.live_here(id) or command  # which sleeps again, perhaps, and has nothing to show
+        if _first_decision(command, step) is not signal or _left_undecided(now, step):
+            raise self._not_asked(now, step)  # somebody else, or time, was first
         return self._afterwards(command)
 
     def _not_asked(self, command: Command, step: str) -> UnknownStep | IllegalState:

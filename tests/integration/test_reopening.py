@@ -1,11 +1,16 @@
-"""Commands that late data opens again, and deadlines of what waits for an operator: on the embedded engine."""
+"""Commands that late data opens again, decisions that come late, and deadlines of what waits for an operator: on the
+embedded engine."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import msgspec
+
 import coordinator
-from coordinator import FakeClock, Scripted
+from coordinator import App, FakeClock, Saga, Scripted
+from coordinator.errors import IllegalState
 
 PRICED = {
     "name": "priced",
@@ -87,3 +92,22 @@ async def test_a_dead_letter_has_no_deadline_and_begins_it_anew() -> None:
         assert (await c.get("d")).state == "dead_letter"
         await c.requeue("d", "b")
         assert (await c.wait("d")).state == "completed"
+
+
+async def test_a_decision_that_came_too_late_is_refused_though_the_command_sleeps_again() -> None:
+    """A datum was first, and has left the question behind: who decided is told so, and not that it counts."""
+    app = App()
+
+    @app.command(name="Race")
+    class Race(msgspec.Struct):
+        async def exec(self, saga: Saga) -> None:
+            await saga.any(saga.receive("word"), saga.decision("ok"))
+            await saga.sleep("1h")
+
+    async with coordinator.embedded(app, clock=FakeClock("2026-11-21T09:00:00Z")) as c:
+        await c.submit("Race", {}, id="r")
+        decision = c.decide("r", "ok", approve=True, by="ann")
+        given, decided = await asyncio.gather(c.provide("r", "word", 1), decision, return_exceptions=True)
+        assert not isinstance(given, BaseException)
+        assert isinstance(decided, IllegalState)
+        assert (await c.get("r")).waiting_for == ["sleep"]
