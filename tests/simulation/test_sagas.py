@@ -262,7 +262,7 @@ def test_the_pages_example_is_found_as_it_says(tmp_path: Path) -> None:
 def test_the_pages_cure_cures(tmp_path: Path) -> None:
     """The same lines, with numbers of their own."""
     (tmp_path / "shop.py").write_text(blocks("python")[0].replace('f"charge-{time.time_ns()}"', '"charge"'))
-    code, out = run(tmp_path, "--app", "shop:app", "--seeds", "20")
+    code, out = run(tmp_path, "--app", "shop:app", "--seeds", "50")
     assert code == 0, out
     told = blocks("console")[1].split("\n", 1)[1]
     assert re.sub(r"\d+", "N", out) == re.sub(r"\d+", "N", told)
