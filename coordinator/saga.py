@@ -93,6 +93,7 @@ class Rejected(StepFailed):
 
 _Told = StepFailed | CommandFailed | Delayed | Blocked
 _CHAIN_MAX: Final = 32
+_NAME_MAX: Final = 200  # of what is recorded, as a step is
 
 
 def told_by(error: BaseException | None) -> _Told | None:
@@ -144,7 +145,7 @@ class Saga:
         request: Request,
         *,
         into: type[T],
-        undo: Undo | None = ...,
+        undo: Request | Callable[[T], Any] | None = ...,
         retry: Retry | None = ...,
         undo_retry: Retry | None = ...,
         undo_timeout: str | None = ...,
@@ -290,7 +291,7 @@ class Saga:
                 continue
             if then == "undo" or (then == "retry" and exhausted == "undo"):
                 raise failed
-            await Hold(f"savepoint:{name}", failure_of(told))
+            await Hold(f"savepoint:{name}"[:_NAME_MAX], failure_of(told))
             tries = 0
 
     async def decision(

@@ -295,8 +295,7 @@ def _forward(engine: Engine, command: Command, execution: Execution, now: float)
         _call_step(engine, command, waiting, now)
     for hold in execution.holds.values():
         _hold(engine, command, hold, now)
-    for waiting in execution.waits.values():
-        times.of_wait(engine, command, waiting, now)
+    times.of_waits(engine, command, execution.waits.values(), now)
     settled = not execution.orphans or _resolved(engine, command, execution, now)
     if settled and execution.unwanted:  # what is in doubt may follow from these: it is undone first, if it was done
         _undone(engine, command, execution, execution.unwanted, now)

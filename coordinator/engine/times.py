@@ -7,6 +7,7 @@ replay.  Late is as good as in time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from coordinator.engine import waits
@@ -43,11 +44,19 @@ def of_step(engine: Engine, command: Command, waiting: Pending, now: float) -> N
     due(engine, command, "step", waiting.name, since + parse_duration(waiting.call.deadline), now)
 
 
-def of_wait(engine: Engine, command: Command, waiting: Pending, now: float) -> None:
-    """A sleep's end, or when data or a decision is not waited for any longer."""
-    at = waits.due(waiting.call, waiting.since)
-    if at is not None:
-        due(engine, command, "step", waiting.name, at, now)
+def of_waits(engine: Engine, command: Command, waiting: Iterable[Pending], now: float) -> None:
+    """Sleeps' ends, and when data or decisions are not waited for any longer: one timer, for the first of them."""
+    first: float | None = None
+    for each in waiting:
+        at = waits.due(each.call, each.since)
+        if at is None:
+            continue
+        if at <= now:
+            due(engine, command, "step", each.name, at, now)
+        elif first is None or at < first:
+            first = at
+    if first is not None:
+        engine.wake(command, first, now)
 
 
 def of_state(engine: Engine, command: Command, now: float) -> None:

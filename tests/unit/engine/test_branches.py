@@ -199,3 +199,16 @@ def test_times_that_come_all_at_once_come_in_turns() -> None:
     assert 0 < len(desk.engine.commands) < 1_100
     desk.sleep(1_000)
     assert len(desk.ended) == 1_100
+
+
+def test_many_waits_of_one_command_have_one_timer() -> None:
+    """Whatever the order of their times: a thousand of them would otherwise set a thousand timers each time."""
+
+    async def run(saga: Saga) -> Any:
+        return await saga.all(*(saga.sleep(f"{seconds}s", name=f"s{seconds}") for seconds in range(400, 0, -1)))
+
+    desk = submitted(run)
+    desk.sleep(60_000)
+    assert len(desk.engine.timers) < 10
+    desk.sleep(400_000)
+    assert desk.state() == "completed"
