@@ -19,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := coordinator bench clients/python tests deploy
+SOURCES := coordinator bench clients/python examples tests deploy
 
 .PHONY: setup demo demo-cluster test check fast fuzz bench soak chaos proto lock clean kafka deploy-check sim spec
 .DELETE_ON_ERROR:

@@ -15,7 +15,7 @@ nobody is asked about.
 
 from msgspec import Struct
 
-from coordinator.saga import App, Saga, post
+from coordinator import App, Saga, post
 
 app = App()
 

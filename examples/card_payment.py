@@ -19,8 +19,7 @@ card_payment.json says the same.
 
 from msgspec import Struct
 
-from coordinator.flow import Asks, Flow, ReadOnly, step
-from coordinator.saga import App, post
+from coordinator import App, Asks, Flow, ReadOnly, post, step
 from examples.invoicing import (
     Card,
     Cart,

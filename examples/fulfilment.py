@@ -15,7 +15,7 @@ picked goes back to the shelf).
 
 from msgspec import Struct
 
-from coordinator.saga import App, Saga, post
+from coordinator import App, Saga, post
 
 app = App()
 

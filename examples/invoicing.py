@@ -6,9 +6,7 @@ steps gets its order, its parallelism and its undo with it.
 
 from msgspec import Struct
 
-from coordinator.flow import Asks, ReadOnly, step
-from coordinator.model.call import Request
-from coordinator.saga import Saga, StepFailed, post
+from coordinator import Asks, ReadOnly, Request, Saga, StepFailed, post, step
 
 TRIES = 3
 

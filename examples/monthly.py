@@ -15,7 +15,7 @@ Things to try: replace "cron" and "timezone" by "every": "10s", and watch.
 
 from msgspec import Struct
 
-from coordinator.saga import App, Saga, post
+from coordinator import App, Saga, post
 
 app = App()
 

@@ -16,8 +16,7 @@ Things to try: the bank first; the bank twice; ``"status": "refused"``; nobody a
 
 from msgspec import Struct
 
-from coordinator.flow import Asks, Flow, step
-from coordinator.saga import App, CommandFailed, Saga, post
+from coordinator import App, Asks, CommandFailed, Flow, Saga, post, step
 from examples.invoicing import Cart, Coupon, Invoice, Paid, Price, generate_invoice, price
 
 app = App()

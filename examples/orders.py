@@ -6,7 +6,7 @@ coordinator submit PlaceOrder --payload '{"order": "o-1", "item": "lamp", "amoun
 
 from msgspec import Struct
 
-from coordinator.saga import App, Saga, post
+from coordinator import App, Saga, post
 
 app = App()
 

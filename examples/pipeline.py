@@ -16,7 +16,7 @@ the other way).
 
 from msgspec import Struct
 
-from coordinator.saga import App, Saga, post
+from coordinator import App, Saga, post
 
 app = App()
 

@@ -21,7 +21,7 @@ dead letter; write the credit note by hand, and tell so:
 
 from msgspec import Struct
 
-from coordinator.saga import App, PauseAfter, Retry, Saga, post
+from coordinator import App, PauseAfter, Retry, Saga, post
 
 app = App()
 
