@@ -145,7 +145,7 @@ class Saga:
         request: Request,
         *,
         into: type[T],
-        undo: Request | Callable[[T], Any] | None = ...,
+        undo: Undo | None = ...,
         retry: Retry | None = ...,
         undo_retry: Retry | None = ...,
         undo_timeout: str | None = ...,
