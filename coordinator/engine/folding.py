@@ -82,6 +82,7 @@ class Fold:
         self._clocks: dict[int, int] = {}  # by partition: the time of the last record
         self._listed: list[tuple[int, Entry]] = []
         self._replayed: list[Command] = []
+        self.stash_min = STASH_MIN
         self._stashes: dict[int, _Stash] = {}
         self.backlog: deque[tuple[int, CommandId]] = deque()  # stashed on replay, not decided on since
 
@@ -344,7 +345,7 @@ class Fold:
         """Keeps what a replay holds in memory small: of very many commands most only wait, though nobody knows before
         exec has been run over them, and that is for later (`backlog`).  This one is about to be folded, so it stays."""
         stash = self._stashes.setdefault(partition, _Stash())
-        if len(stash.awake) >= STASH_MIN:
+        if len(stash.awake) >= self.stash_min:
             for each in stash.awake:
                 command = commands.get(each)
                 if isinstance(command, Command) and command.quarantined is None and each != id:

@@ -213,6 +213,7 @@ class Process:
         settings = EngineSettings(max_commands=plan.max_commands, slow_retry_interval_ms=100, retry_jitter_ms=50)
         registry = Registry(world.app, dict.fromkeys(services, "http"))
         self.engine = Engine(settings, services, registry, self.random)
+        self.engine.stash_min = 1 + plan.seed % 4  # of a handful of commands, some are put aside
         self.log = DistantLog(world, self)
         self.wire = Wire(world, self)
         self.view = MortalView(self.machine.directory / "view.sqlite3", partial(shown, self.engine))
