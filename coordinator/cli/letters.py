@@ -34,7 +34,13 @@ class Letters(NamedTuple):
 
     def _match(self, row: Row) -> bool:
         given = self._asdict().items()
-        return all(value is None or row.get(field) == value for field, value in given)
+        return all(value is None or value in (row.get(field), _stem(row, field)) for field, value in given)
+
+
+def _stem(row: Row, field: str) -> str | None:
+    """A step's name where it waits for an operator as ``failed:charge#2``, or a block as ``failed:gift/in``."""
+    held = str(row.get(field)) if field == "step" else ""
+    return held[len("failed:") :].partition("#")[0].partition("/")[0] if held.startswith("failed:") else None
 
 
 def letter_options(verb: F) -> F:

@@ -73,6 +73,8 @@ def explain(command: Command, now: float, *, owner: dict[str, Any], slots: tuple
 def _dead_letter(name: str, step: Step) -> dict[str, Any]:
     if step.undoing:
         unblock = f"requeue step {name} (its undo is run again), resolve it once it is done by hand, retry or abort"
+    elif step.held and name.startswith("failed:"):
+        unblock = f"requeue step {name} or retry to run it anew; cancel to undo what was done, or abort"
     elif step.held:
         unblock = f"requeue step {name} or retry to go on from the savepoint; cancel to undo the rest, or abort"
     else:

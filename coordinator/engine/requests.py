@@ -59,13 +59,18 @@ def control(
 
 
 def _letter(command: Command, name: str) -> str:
-    """The dead letter's own name: a step that waits for an operator may do so as ``failed:charge#2``."""
+    """The dead letter's own name: a step that waits for an operator may do so as ``failed:charge#2``, the condition of
+    a block as ``failed:gift/in``."""
     step = command.steps.get(name)
     if step is None or not step.parked:
         for each in decide.parked_names(command):
-            if each.partition("#")[0] == f"failed:{name.partition('#')[0]}":
+            if _stem(each) == f"failed:{_stem(name)}":
                 return each
     return name
+
+
+def _stem(name: str) -> str:
+    return name.partition("#")[0].partition("/")[0]
 
 
 def _check_letter(command: Command, name: str, operation: Operation) -> None:

@@ -398,6 +398,17 @@ def test_dead_letters_are_filtered(parked: Commands, run: Any, arguments: list[s
     assert (code, [row["command_id"] for row in json.loads(lines[0])]) == (0, ids)
 
 
+def test_steps_that_hold_are_found_by_the_name_of_the_step(shop: Commands, run: Any) -> None:
+    """A step that had no answer to fail by waits as ``failed:NAME``, the condition of a block as ``failed:NAME/in``."""
+    names = ["failed:otp", "failed:otp#2", "failed:otp/in", "failed:other", "savepoint:otp"]
+    shop.letters = [
+        {"command_id": str(index), "type": "Order", "state": "dead_letter", "step": name}
+        for index, name in enumerate(names)
+    ]
+    _, lines, _ = run("dead-letters", "--step", "otp", "--json")
+    assert [row["step"] for row in json.loads(lines[0])] == names[:3]
+
+
 def test_dead_letters_are_requeued_by_filter(parked: Commands, run: Any) -> None:
     """Each step is named; where the command's own code was parked, it is a retry."""
     code, lines, _ = run("requeue", "--type", "Order", "--by", "ann", "--reason", "fixed")

@@ -430,6 +430,30 @@ async def test_a_command_that_is_cancelled_before_its_start_waits_for_nothing() 
         assert effects(c) == {}
 
 
+async def test_a_condition_without_a_value_is_a_dead_letter_by_the_name_of_its_block() -> None:
+    """What comes after the block waits, the rest goes on; what an operator reads and writes is the block's name."""
+    order = definition(
+        undoable("a"),
+        {"name": "gift", "when": "payload.gift.paid", "steps": [step("card"), step("wrap")]},
+        undoable("b", after=["a"]),
+        step("join", after=["gift", "b"]),
+        on_failure="dead_letter",
+    )
+
+    async with coordinator.embedded(None, services=SERVICES) as c:
+        answers(c, "a", "b")
+        view = await until(c, await c.submit(order), "dead_letter")
+        assert (states(view)["b"], states(view)["join"]) == ("succeeded", "pending")
+        [letter] = (await c.explain(view.id))["waits"]
+        assert (letter["step"], "run it anew" in letter["unblock"]) == ("failed:gift/in", True)
+        await c.requeue(view.id, "gift")
+        view = await until(c, view, "dead_letter")
+        assert states(view)["failed:gift/in#2"] == "dead_letter"
+        await c.cancel(view.id)
+        assert (await c.wait(view.id)).state == "compensated"
+        assert effects(c) == {"a": 1, "b": 1, "a/undo": 1, "b/undo": 1}
+
+
 async def test_a_step_too_late_for_its_deadline_is_undone_and_waits_for_an_operator() -> None:
     """What it turns out to have done is undone first; the requeued step is another one, with a key of its own."""
     order = definition(undoable("a"), undoable("b", deadline="1m"), on_failure="dead_letter")
