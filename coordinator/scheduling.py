@@ -208,10 +208,17 @@ class Scheduling:
         for key in changed:
             try:
                 self._see_to(key, now)
-            except Exception:  # one schedule's trouble is not the others'
-                log.exception("a mistake of this program: a schedule waits", schedule=key[1])
-                self._wake_at(now + AGAIN_MAX_MS, key)
+            except Exception as error:  # one schedule's trouble is not the others'
+                self._begin_again(key, self._hands.get(key), error)
         self._set_timer(now)
+
+    def _begin_again(self, key: Key, hand: Hand | None, error: BaseException) -> None:
+        """After a mistake of ours: what was under way is not known, and found out anew after a while, by the records,
+        as by a new owner.  To wait for an answer that does not come would be to wait for ever."""
+        log.error("a mistake of this program: a schedule waits", schedule=key[1], exc_info=error)
+        if hand is not None and self._hands.get(key) is hand:
+            self._hands.pop(key).leave()
+        self._wake_at(self.pipeline.now() + AGAIN_MAX_MS, key)
 
     def _wake_at(self, at: int, key: Key) -> None:
         self._sequence += 1
@@ -264,10 +271,10 @@ class Scheduling:
                 self._start(key, hand, series, step.due)
             case Ask():
                 hand.follow(step.command)
-                self._spawn(self._ask(key, hand, step.command))
+                self._spawn(key, hand, self._ask(key, hand, step.command))
             case Cancel():
                 hand.waiting = True
-                self._spawn(self._cancel(key, hand, step.command))
+                self._spawn(key, hand, self._cancel(key, hand, step.command))
 
     def _wake_at_next(self, series: Series, now: int, key: Key) -> None:
         """The next due time comes, whatever the one before it waits for."""
@@ -403,12 +410,13 @@ class Scheduling:
         hand.answered()
         self._touch(key)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, key: Key, hand: Hand, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work, context=self._context.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(lambda done: self._done(key, hand, done))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, key: Key, hand: Hand, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a mistake of this program: a schedule waits", exc_info=error)
+            self._begin_again(key, hand, error)
+            self._soon()
