@@ -55,7 +55,7 @@ class Daemon:
             argv += ["--app", self.app]
         with self.log.open("ab") as out:
             self._from = out.tell()
-            self.process = subprocess.Popen([*argv, *extra], stdout=out, stderr=out, cwd=self.cwd, env=_environment())
+            self.process = subprocess.Popen([*argv, *extra], stdout=out, stderr=out, cwd=self.cwd, env=environment())
 
     def start(self, *extra: str) -> Daemon:
         """Starts and waits until it is ready."""
@@ -120,7 +120,8 @@ class Daemon:
             self.process.wait()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What a daemon of a test sees of this process's: no settings, and this checkout before all."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("COORDINATOR_")}
     return {
         **kept,

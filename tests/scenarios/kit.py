@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import count
@@ -25,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from tests.integration.daemon import READY_S, Arrival, Daemon, Service, _environment
+from tests.integration.daemon import READY_S, Arrival, Daemon, Service, environment
 from tests.scenarios.nursery import Nursery
 
 PATIENCE_S = 20
@@ -34,6 +36,15 @@ FINAL = {"completed", "compensated", "failed", "aborted"}
 ENGINE = 'slow_retry_interval = "50ms"\nretry_jitter = "0ms"'
 
 Answer = tuple[int, Any] | Callable[[Arrival], tuple[int, Any]]
+
+
+def free_port() -> int:
+    """One that no client's connection gets by chance, while the daemon that has it is dead for a moment."""
+    while True:
+        port = random.randrange(15_000, 32_000)  # below what the kernel gives to outgoing connections
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class QuickDaemon(Daemon):
@@ -55,14 +66,14 @@ class QuickDaemon(Daemon):
         return self
 
     def spawn(self, *extra: str) -> None:
+        http = self.ports.get("http") or free_port()
         argv = ["coordinator", "serve", "--config", str(self.config), "--grpc", "off"]
-        for name in ("http", "tcp"):
-            argv += [f"--{name}", f"127.0.0.1:{self.ports.get(name, 0)}"]
+        argv += ["--tcp", "127.0.0.1:0", "--http", f"127.0.0.1:{http}"]
         if self.app:
             argv += ["--app", self.app]
         self.log.touch()
         self._from = self.log.stat().st_size
-        self.process = self._nursery.bear([*argv, *extra], self.log, self.cwd, _environment())  # type: ignore[assignment]
+        self.process = self._nursery.bear([*argv, *extra], self.log, self.cwd, environment())  # type: ignore[assignment]
 
 
 class Party(Service):

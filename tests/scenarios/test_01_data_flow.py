@@ -78,6 +78,29 @@ async def test_an_optional_input_runs_its_step_again_when_it_arrives(stage: Stag
     assert effects(stage, id)["stock"].count("report") == 1
 
 
+async def test_an_optional_input_that_reruns_nothing_is_used_or_missed(calm: Stage) -> None:
+    """Where it is not declared, what has run without it is not run again: what comes later finds it all the same."""
+    calm.fresh()
+    optional = definition(
+        "optional",
+        {"name": "coupon", "data": {"name": "Coupon", "optional": True}},
+        step("price", body=["${steps.coupon}"]),
+        {"name": "go", "data": "go"},
+        step("send", body=["${steps.coupon}"]),
+    )
+    early, late = await calm.submit(optional), await calm.submit(optional)
+    for id in (early, late):
+        await calm.waiting(id, "go")
+    await calm.provide(late, "Coupon", 7)
+    for id in (early, late):
+        await calm.provide(id, "go", True)
+        await calm.ended(id)
+        assert effects(calm, id)["stock"] == ["price", "send"]
+        assert calm.parties["stock"].asked(id, "price") == [None]
+    assert calm.parties["stock"].asked(late, "send") == [7]
+    assert calm.parties["stock"].asked(early, "send") == [None]
+
+
 async def test_late_data_opens_a_finished_command_where_declared(stage: Stage, form: str) -> None:
     """Under its next revision; what only reads the price is not run again; the same datum twice is nothing."""
     id = await begun(stage, form)

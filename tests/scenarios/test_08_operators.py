@@ -77,6 +77,24 @@ async def test_a_cancel_undoes_to_the_start_and_ends_after_the_last_undo(stage: 
     assert await controls(stage, id) == [("cancel", "ann", "changed my mind")]
 
 
+async def test_undoing_can_be_paused(stage: Stage, form: str) -> None:
+    """No further undo begins until it is resumed; then the rest is undone."""
+    stock = stage.parties["stock"]
+    stock.says["/c"] = (409, {"message": "no"})
+    stock.held.add("/b/undo")
+    id = await stage.submit(plain(form))
+    await stock.until(lambda: stock.has_been_asked(id, "b/undo"))
+    await stage.until(id, "compensating")
+    await stage.control(id, "pause", by="ann")
+    stock.release("/b/undo")
+    await stage.point("paused")
+    assert (await stage.view(id))["state"] == "paused"
+    assert not stock.has_been_asked(id, "a/undo")
+    await stage.control(id, "resume", by="ann")
+    await stage.ended(id, "compensated")
+    assert effects(stage, id)["stock"] == ["a", "b", "b/undo", "a/undo"]
+
+
 async def test_an_abort_undoes_nothing(stage: Stage, form: str) -> None:
     """It ends at once."""
     id = await stage.submit(waits(form))
