@@ -73,9 +73,18 @@ class Base:
         return lanes
 
     def incomplete(self) -> tuple[int, ...]:
-        """The partitions that a list of this instance says nothing of, or not all: the view is still being filled."""
-        filled = self.view.filled
-        return tuple(lane.partition for lane in self.pipeline.lanes if not (lane.acting and filled(lane.partition)))
+        """The partitions that a list of this instance says nothing of, or not all: the view is still being filled, or
+        some commands have not been decided on yet, and show another state than they will."""
+        filled, undecided = self.view.filled, self.undecided()
+        return tuple(
+            lane.partition
+            for lane in self.pipeline.lanes
+            if not (lane.acting and filled(lane.partition)) or lane.partition in undecided
+        )
+
+    def undecided(self) -> set[int]:
+        """The partitions whose new owner has not decided on all commands that it has found."""
+        return {partition for partition, _ in self.engine.backlog}
 
     def check_running(self) -> None:
         """For what is new work."""

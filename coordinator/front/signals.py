@@ -211,7 +211,9 @@ class Signals(Operations):
                 command = self.engine.look_at(partition, id)
                 found += [] if command is None else views.decisions(command)
         found.sort(key=lambda each: (each["since"], each["command_id"]))
-        lacking = tuple(lane.partition for lane in self.pipeline.lanes if not lane.acting)
+        undecided = self.undecided()
+        lanes = self.pipeline.lanes
+        lacking = tuple(lane.partition for lane in lanes if not lane.acting or lane.partition in undecided)
         return Gathered(found, lacking)
 
 
