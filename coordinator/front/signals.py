@@ -33,6 +33,7 @@ from coordinator.wire.codec import stored
 
 NAME_MAX = 200
 CALLBACK = "callback:"
+SIGNALS_MAX = 10_000  # of one command: all are kept until it ends
 TEXT_MAX = 2_000  # of a comment, or of who decided
 
 
@@ -85,6 +86,8 @@ class Signals(Operations):
         if command.quarantined is not None or command.aborted:
             raise IllegalState("data is of no use to the command any more", legal_states=waiting_states())
         if not self._is_known(command, signal):
+            if command.signals >= SIGNALS_MAX:
+                raise TooLarge(f"the command has been given {command.signals} data, more than it may have")
             self.engine.ask(command, signal)
             self.pipeline.pump()
             await self._settled(command.partition)
