@@ -82,15 +82,16 @@ async def test_a_state_s_deadline_is_disarmed_on_leaving(calm: Stage, form: str)
     assert not [each for each in await calm.history(id) if each["kind"] == "Timer"]
 
 
-async def test_a_command_has_a_deadline_of_its_own(stage: Stage, form: str) -> None:
+async def test_a_command_has_a_deadline_of_its_own(calm: Stage, form: str) -> None:
     """For that command only."""
+    calm.fresh()
     what = "Told" if form == "code" else definition("told", step("a"), NEWS)
-    hurried, patient = await stage.submit(what, timeout="600ms"), await stage.submit(what)
-    await stage.waiting(patient, "news")
-    view = await stage.ended(hurried, "compensated")
+    hurried, patient = await calm.submit(what, timeout="600ms"), await calm.submit(what)
+    await calm.waiting(patient, "news")
+    view = await calm.ended(hurried, "compensated")
     assert view["error"]["code"] == "deadline_exceeded"
-    assert (await stage.view(patient))["state"] == "waiting"
-    await stage.control(patient, "abort")
+    assert (await calm.view(patient))["state"] == "waiting"
+    await calm.control(patient, "abort")
 
 
 async def test_late_rather_than_never(deadly: Stage, form: str) -> None:
@@ -119,11 +120,10 @@ async def test_a_command_may_begin_later(stage: Stage, form: str) -> None:
     assert effects(stage, id)["stock"] == ["a", "b", "c"]
 
 
-async def test_a_schedule_catches_up_once_after_downtime(deadly: Stage, form: str) -> None:
+async def test_a_schedule_catches_up_once_after_downtime(deadly: Stage) -> None:
     """Of the due times that went by the newest runs, once; then it goes on by its grid; listed, paused, deleted."""
     deadly.deadly = False
-    one = {"type": "Plain"} if form == "code" else {"definition": definition("plain", step("a"))}
-    put = {"every": "1s", "command": {"payload": {}, **one}, "overlap": "queue"}
+    put = {"every": "1s", "command": {"type": "Plain", "payload": {}}, "overlap": "queue"}
     await deadly.done("PUT", "/v1/schedules/tick?by=ann", put)
     stock = deadly.parties["stock"]
     ran: list[str] = []
