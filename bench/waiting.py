@@ -91,9 +91,7 @@ def _measured(commands: int) -> Waiting:
 def _begin(engine: Engine, number: int) -> None:
     id, offset = _id(number), 1 + 2 * number
     payload, attributes = raw({"order": f"order-{number}", "amount": number}), {"customer": f"c-{number}"}
-    engine.apply(
-        0, offset, Submitted(SCHEMA, _TOKEN, _AT, id, "Approve", 1, payload, b"f" * 16, attributes=attributes)
-    )
+    engine.apply(0, offset, Submitted(SCHEMA, _TOKEN, _AT, id, "Approve", 1, payload, b"f" * 16, attributes=attributes))
     engine.apply(0, offset + 1, Outcome(SCHEMA, _TOKEN, _AT, id, "reserve", "stock", 1, raw({"id": f"r-{number}"})))
 
 

@@ -7,8 +7,10 @@ which order they end.  Their output goes to a file each, which is what a failed 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -23,10 +25,15 @@ _WORK_MS = 15  # of a service for one answer
 
 
 def free_port() -> int:
-    """A port that was free just now.  Children bind it themselves: a killed one must leave it refusing connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free just now.  Children bind it themselves: a killed one must leave it refusing connections.
+
+    It is below those that the kernel gives to outgoing connections: one of these might get it while its child is dead.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Child:

@@ -24,8 +24,8 @@ class Sleeper(Struct, frozen=True, array_like=True):
     """What is kept of a command: a few words for those who look for one among a million, and its records.
 
     ``at`` is when it was submitted (ms), ``state`` the one that clients see, ``waits`` what it waits for, ``asks``
-    whether that includes a decision; ``wake_at`` and ``deadline`` are times for which a timer is set.  Without ``waits``
-    it was only put aside (`folding`): what it is about, exec has not been asked yet.
+    whether that includes a decision; ``wake_at`` and ``deadline`` are times for which a timer is set.  Without
+    ``waits`` it was only put aside (`folding`): what it is about, exec has not been asked yet.
     """
 
     offset: int

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from coordinator.demo.processes import free_port
+
 READY_S = 30.0
 
 
@@ -50,7 +52,7 @@ class Daemon:
         """Starts the process without waiting for anything."""
         argv = [sys.executable, "-m", "coordinator", "serve", "--config", str(self.config)]
         for name in ("http", "grpc", "tcp"):
-            argv += [f"--{name}", f"127.0.0.1:{self.ports.get(name, 0)}"]
+            argv += [f"--{name}", f"127.0.0.1:{self.ports.setdefault(name, free_port())}"]
         if self.app:
             argv += ["--app", self.app]
         with self.log.open("ab") as out:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from coordinator import errors
 from coordinator.cluster.base import Held, Member
 from coordinator.cluster.peers import LinkSettings, Peers
+from coordinator.demo.processes import free_port
 from coordinator.errors import CoordinatorError, UnknownCommand
 from coordinator.model.command import CommandView, State, Submission
 from coordinator.transport.base import Event, Front, OutcomeItem, Traffic, Unwatch, Want, Watcher
@@ -215,12 +215,6 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 class Listener:

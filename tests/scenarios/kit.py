@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import count
@@ -27,6 +25,7 @@ from typing import Any
 
 import httpx
 
+from coordinator.demo.processes import free_port
 from tests.integration.daemon import READY_S, Arrival, Daemon, Service, environment
 from tests.scenarios.nursery import Nursery
 
@@ -36,15 +35,6 @@ FINAL = {"completed", "compensated", "failed", "aborted"}
 ENGINE = 'slow_retry_interval = "50ms"\nretry_jitter = "0ms"'
 
 Answer = tuple[int, Any] | Callable[[Arrival], tuple[int, Any]]
-
-
-def free_port() -> int:
-    """One that no client's connection gets by chance, while the daemon that has it is dead for a moment."""
-    while True:
-        port = random.randrange(15_000, 32_000)  # below what the kernel gives to outgoing connections
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class QuickDaemon(Daemon):
