@@ -21,6 +21,8 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := coordinator bench clients/python examples tests deploy
 
+LONG := tests/simulation tests/chaos tests/integration tests/scenarios
+
 .PHONY: setup demo demo-cluster test check fast fuzz bench soak chaos proto lock clean kafka deploy-check sim spec
 .DELETE_ON_ERROR:
 
@@ -47,9 +49,10 @@ demo-cluster: $(READY) kafka
 	export $$($(BIN)/python -m coordinator.testing.kafka start --nodes $(or $(BROKERS),1) --data $$data/kafka) && \
 	$(BIN)/python -m coordinator.demo.group
 
-# pytest comes last, so that its summary is the last line of a log.
+# pytest comes last, so that its summary is the last line of a log.  Of two files side by side the long ones go first, or
+# one worker would be left with them at the end.
 test: check kafka
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONG) tests clients/python/tests
 
 check: $(READY)
 	@$(BIN)/ruff format --check $(SOURCES)
