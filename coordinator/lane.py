@@ -240,7 +240,8 @@ class Lane:
         with pipeline.at_rest():
             await replay.restore()
             self._ghosts += 1
-            epoch = await owned.acquire(replay.records, start.offset, start.token_in_force)
+            earlier = () if start.snapshot is None else (start.snapshot.identity,)
+            epoch = await owned.acquire(replay.records, start.offset, start.token_in_force, earlier)
             self._ghosts -= 1
         if pipeline.view.ahead(self.partition, epoch + 1):
             raise LogError("the view is ahead of the log, which was put back in time; the view is made anew")

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import ClassVar, Final
 
 from coordinator.log.base import Log, LogError, RecordTooLarge, Rejected, Unknown, Writer
@@ -127,8 +127,9 @@ class OwnedPartition:
         on_records: OnRecords,
         start: int = 0,
         token_in_force: bytes | None = None,
+        earlier: Collection[bytes] = (),
     ) -> int:
-        """Begins an epoch and returns its number.
+        """Begins an epoch and returns its number.  ``earlier`` are tokens of Epochs below ``start``.
 
         ``on_records`` is given the valid records from ``start`` (where ``token_in_force`` was in force) up to and with
         the own Epoch, in log order and in batches; stale ones are withheld, Epoch records are among them, and so is
@@ -139,6 +140,7 @@ class OwnedPartition:
         """
         assert self._owner is None, "an attempt to own is made once"
         self._owner = owner = self.rules(self.token, start, token_in_force)
+        owner.knew(earlier)
         try:
             await self._begin()
             await self._replay(owner, on_records, start)

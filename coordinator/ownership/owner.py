@@ -135,6 +135,10 @@ class Owner:
 
     # ------------------------------------------------------------ acquiring
 
+    def knew(self, tokens: Iterable[bytes]) -> None:
+        """See `Validity.knew`."""
+        self._validity.knew(tokens)
+
     def fold(self, records: Iterable[tuple[int, Record | Damaged]]) -> list[tuple[int, Record | Damaged]]:
         """The valid ones of these, up to and with the own Epoch, at which the phase becomes OWNING.
 

@@ -28,6 +28,7 @@ token the reader stops (``_void``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from coordinator.errors import CorruptLog
@@ -52,6 +53,10 @@ class Validity:
         self._known = {token}  # tokens that have been in force, as far as we have read
         self._suspect: Damaged | None = None  # since the last Epoch: what may have been one
         self._strays: dict[bytes, int] = {}  # behind it: tokens that no Epoch had, and where each was first
+
+    def knew(self, tokens: Iterable[bytes]) -> None:
+        """These have been in force before the start: a late record with one of them is void, and nothing else."""
+        self._known.update(tokens)
 
     def admit(self, offset: int, record: Record | Damaged) -> bool:
         """Whether this record counts, or is to be listed; an Epoch always counts.  Raises CorruptLog where that cannot

@@ -159,3 +159,14 @@ def test_where_nothing_tells_the_token_noise_is_still_nobodys() -> None:
     assert validity.admit(5, noise())
     with pytest.raises(CorruptLog, match="which epoch was in force"):
         validity.admit(6, bad(2, 1, A, 7, "c1", offset=6))
+
+
+def test_a_late_record_of_an_epoch_below_the_start_is_void_and_no_more() -> None:
+    """A reader that begins with a Snapshot knows the first owner's token from it: behind noise, that owner's late
+    records do not make it doubt that the noise was nobody's."""
+    late = [noise(), record(b"first"), record(b"first")]
+    with pytest.raises(CorruptLog):
+        judged(Validity(5, b"present"), *late)
+    reader = Validity(5, b"present")
+    reader.knew([b"first"])
+    assert judged(reader, *late) == [True, False, False]
